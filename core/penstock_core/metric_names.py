@@ -1,0 +1,60 @@
+"""Every metric that Penstock exports: name, kind, unit, labels, help. A test holds the docs and dashboards to this list.
+
+Processes build their prometheus-client objects from these rows, so that a name is written once. Base units; no request
+data in labels. Third-party names that workers mirror (`vllm:*`) are not ours and are not listed.
+"""
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """One exported metric; `kind` is counter, gauge or histogram; `buckets` are upper bounds for a histogram."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
+_SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
+_MICRO_SECONDS = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1e-2)
+_RATIO = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+_ERROR_RATIO = (-1.0, -0.5, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+REQUESTS = Metric("penstock_router_requests_total", "counter", ("model", "outcome"), "Requests by the one way they ended.")
+TTFT = Metric("penstock_router_ttft_seconds", "histogram", ("model",), "Request received to first content token sent.", _SECONDS)
+ITL = Metric("penstock_router_itl_seconds", "histogram", ("model",), "One gap between two content chunks of a stream.", _SHORT_SECONDS)
+QUEUE = Metric("penstock_router_queue_seconds", "histogram", ("model",), "Time spent in the router's admission queue.", _SECONDS)
+DECISION = Metric("penstock_router_decision_seconds", "histogram", (), "Time of one placement decision.", _MICRO_SECONDS)
+HIT_RATIO = Metric("penstock_router_prefix_hit_ratio", "histogram", ("model",), "Predicted hit tokens over prompt tokens.", _RATIO)
+TTFT_ERROR = Metric(
+    "penstock_router_ttft_prediction_error_ratio", "histogram", ("model",), "(Measured - predicted) / predicted TTFT.", _ERROR_RATIO
+)
+CONFLICTS = Metric("penstock_router_booking_conflicts_total", "counter", (), "Bookings corrected by a worker's load report.")
+RETRIES = Metric("penstock_router_retries_total", "counter", ("reason",), "Placements given up for the next one before the first byte.")
+PREFILL_FALLBACK = Metric(
+    "penstock_router_prefill_fallback_total", "counter", ("reason",), "Prefills done by the decode endpoint after the prefill leg failed."
+)
+ACTIVE = Metric("penstock_router_active_requests", "gauge", (), "Requests being served now.")
+ENDPOINTS = Metric("penstock_router_endpoints", "gauge", ("model", "role"), "Live endpoints.")
+INDEX_CHUNKS = Metric("penstock_kvindex_chunks", "gauge", ("model",), "Distinct chunks in this process' mirror.")
+INDEX_LAG = Metric("penstock_kvindex_lag_seconds", "gauge", ("model",), "Age of the newest applied batch when it was applied.")
+INDEX_RELOADS = Metric("penstock_kvindex_reloads_total", "counter", ("reason",), "Workers reloaded: gap, epoch, trimmed, incarnation.")
+HIT_ERROR = Metric(
+    "penstock_kvindex_hit_prediction_error_ratio",
+    "histogram",
+    ("model",),
+    "(Engine's cached tokens - predicted hit tokens) / prompt tokens.",
+    _ERROR_RATIO,
+)
+WORKER_KV_PENDING = Metric("penstock_worker_kv_unclaimed_tokens", "gauge", (), "Tokens of finished prefills that no decode has claimed.")
+WORKER_KV_EXPIRED = Metric("penstock_worker_kv_claims_expired_total", "counter", (), "Prefills freed because no decode claimed them.")
+WORKER_KV_BYTES = Metric("penstock_worker_kv_transferred_bytes_total", "counter", ("direction",), "KV bytes moved: pulled, served.")
+WORKER_REFUSED = Metric("penstock_worker_refused_total", "counter", ("reason",), "Requests refused: full, draining, epoch.")
+WORKER_ABORTED = Metric("penstock_worker_aborted_total", "counter", (), "Requests aborted in the engine because the client left.")
+WORKER_PUBLISH_LAG = Metric("penstock_worker_publish_lag_seconds", "gauge", (), "Age of the oldest KV event not yet in the index.")
+WORKER_EPOCHS = Metric("penstock_worker_restarts_total", "counter", (), "Engine restarts, each under a new epoch.")
+
+ALL: tuple[Metric, ...] = tuple(value for value in dict(globals()).values() if isinstance(value, Metric))
