@@ -18,6 +18,7 @@ LEAST_RESIDUALS = 200
 WIDEST_INTERVAL_RATIO = 0.30
 """An interval wider than this share of the estimate means: use the declared profile."""
 COVERAGE = 0.90
+_MOST_TRACE = 1.0
 _RANGE_SLACK = 1.25
 """Features up to this factor beyond what was seen still count as seen."""
 
@@ -42,11 +43,14 @@ class OnlineFit:
         x: NDArray[np.float64] = np.asarray(features, dtype=float) / self._scale
         estimate = float(x @ self._theta)
         self._residuals.append(abs(seconds - estimate) / max(estimate, 1e-9))
-        gain = self._covariance @ x / (self._forgetting + x @ self._covariance @ x)
-        self._theta = self._theta + gain * (seconds - estimate)
-        covariance = (self._covariance - np.outer(gain, x @ self._covariance)) / self._forgetting
+        # Relative errors count: a 5 ms step must be as right as a 2 s prefill. So the row is weighted by 1 / seconds.
+        weight = 1.0 / max(estimate, 0.1 * seconds)
+        row = x * weight
+        gain = self._covariance @ row / (self._forgetting + row @ self._covariance @ row)
+        self._theta = self._theta + gain * weight * (seconds - estimate)
+        covariance = (self._covariance - np.outer(gain, row @ self._covariance)) / self._forgetting
         # Forgetting without excitation lets the covariance grow for ever ("wind-up"): keep its trace bounded.
-        self._covariance = covariance / max(1.0, float(np.trace(covariance)) / 1e2)
+        self._covariance = covariance / max(1.0, float(np.trace(covariance)) / _MOST_TRACE)
         self._seen_most = np.maximum(self._seen_most, x)
         if len(self._residuals) >= LEAST_RESIDUALS:
             rank = min(1.0, COVERAGE * (1 + 1 / len(self._residuals)))

@@ -6,8 +6,7 @@ The format is versioned by the index's layout version: changing a byte here make
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -52,21 +51,22 @@ def escape(text: bytes) -> bytes:
     return _SPECIAL_RE.sub(lambda found: b"\x10" + found[0], text)
 
 
-def _text(raw: msgspec.Raw) -> bytes:
-    return escape(_decode_text(raw).encode())
+def _text(written: bytes) -> bytes:
+    """Canonical bytes of a JSON string as written. JSON spells control characters with a backslash: without one, no escaping."""
+    text = _decode_text(written).encode()
+    return escape(text) if b"\\" in written else text
 
 
-def _content(raw: msgspec.Raw) -> bytes:
+def _content(written: bytes) -> bytes:
     """Canonical bytes of a message's `content`: a string, a list of parts, or null (nothing)."""
-    written = bytes(raw)
     if written.startswith(b'"'):
-        return _text(raw)
+        return _text(written)
     if not written.startswith(b"["):
         return b"" if written == b"null" else b"\x1d" + xxh3_64_digest(written)
     pieces = []
-    for part in _decode_parts(raw):
-        text = part.get("text")
-        if text is not None and len(part) == 2 and bytes(part.get("type", b"")) == b'"text"' and bytes(text).startswith(b'"'):
+    for part in _decode_parts(written):
+        text = bytes(part.get("text", b""))
+        if text.startswith(b'"') and len(part) == 2 and bytes(part.get("type", b"")) == b'"text"':
             pieces.append(_text(text))
         else:
             pieces.append(b"\x1d" + xxh3_64_digest(msgspec.json.encode(dict(sorted(part.items())))))
@@ -76,12 +76,12 @@ def _content(raw: msgspec.Raw) -> bytes:
 def canonical_chat(messages: Iterable[Message]) -> bytes:
     """Canonical bytes of a chat prompt.
 
-    Raises msgspec.ValidationError where a role or a text part is not a string.
+    Raises msgspec.DecodeError or UnicodeError where a role or a text part is not a valid string.
     """
     out = [b"c"]
     for message in messages:
         role, content = message.get("role"), message.get("content")
-        out += (_text(role) if role is not None else b"", b"\x1f", _content(content) if content is not None else b"")
+        out += (_text(bytes(role)) if role is not None else b"", b"\x1f", _content(bytes(content)) if content is not None else b"")
         if len(message) > 2 or role is None or content is None:
             for name in sorted(message):
                 if name not in ("role", "content"):
@@ -112,24 +112,40 @@ def start_bytes(*, salt: bytes = b"", adapter: str = "", rendering: Mapping[str,
     return b"".join(out)
 
 
-def iter_chunk_keys(canonical: bytes, start: bytes, secret: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Iterator[int]:
-    """Keys of the full chunks of `canonical`, lazily: k[-1] = xxh3_64(start, secret), k[i] = xxh3_64(chunk[i], k[i-1]).
+class ChunkHasher:
+    """The chain of chunk keys over `canonical`, hashed piece by piece: most prompts need only as far as somebody holds them.
 
-    Equal key means equal text so far, rendered alike, for the same salt and adapter. Each key is an int 0..2**64-1.
+    k[-1] = xxh3_64(start, secret), k[i] = xxh3_64(chunk[i], k[i-1]); only full chunks count. Equal key means equal text so
+    far, rendered alike, for the same salt and adapter.
     """
-    key = xxh3_64_intdigest(start, secret)
-    for end in range(chunk_bytes, len(canonical) + 1, chunk_bytes):
-        key = xxh3_64_intdigest(canonical[end - chunk_bytes : end], key)
-        yield key
+
+    __slots__ = ("_canonical", "_chunk_bytes", "_key", "_taken", "chunks")
+
+    def __init__(self, canonical: bytes, start: bytes, secret: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> None:
+        self._canonical = canonical
+        self._chunk_bytes = chunk_bytes
+        self._key = xxh3_64_intdigest(start, secret)
+        self._taken = 0
+        self.chunks = len(canonical) // chunk_bytes
+        """Full chunks in all."""
+
+    def take(self, most: int) -> NDArray[np.uint64]:
+        """The next `most` keys, fewer at the end; shape (keys,)."""
+        canonical, size, key = self._canonical, self._chunk_bytes, self._key
+        first = self._taken * size
+        self._taken = min(self.chunks, self._taken + most)
+        keys = []
+        for begin in range(first, self._taken * size, size):
+            key = xxh3_64_intdigest(canonical[begin : begin + size], key)
+            keys.append(key)
+        self._key = key
+        return np.array(keys, dtype=np.uint64)
 
 
-def chunk_keys(
-    canonical: bytes, start: bytes, secret: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES, most: int | None = None
-) -> NDArray[np.uint64]:
-    """The first `most` (default all) chunk keys as an array of shape (chunks,)."""
-    chunks = len(canonical) // chunk_bytes
-    count = chunks if most is None else min(most, chunks)
-    return np.fromiter(islice(iter_chunk_keys(canonical, start, secret, chunk_bytes), count), dtype=np.uint64, count=count)
+def chunk_keys(canonical: bytes, start: bytes, secret: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> NDArray[np.uint64]:
+    """All chunk keys of `canonical`, shape (chunks,)."""
+    hasher = ChunkHasher(canonical, start, secret, chunk_bytes)
+    return hasher.take(hasher.chunks)
 
 
 def canonical_of_body(path: str, fields: Mapping[str, Any]) -> bytes:
