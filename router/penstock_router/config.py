@@ -1,0 +1,240 @@
+"""Everything that can be set about a router: one frozen value per process, loaded once, each setting with unit, default, range.
+
+`load_config` reads a YAML or JSON file and lays the command line's settings over it; secrets come from the environment or
+from files. A setting that is wrong is named with its value and what is allowed. Nothing else reads files or the environment.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from penstock_core.endpoint import Role
+from penstock_core.prompt import DEFAULT_CHUNK_BYTES
+from penstock_core.slo import DEFAULT_SLO, Slo
+
+Settings = TypeVar("Settings", bound=msgspec.Struct)
+CONNECTORS = ("none", "nixl", "sglang", "mooncake")
+
+
+class ConfigError(ValueError):
+    """A setting cannot be used; the message names it, its value and what is allowed."""
+
+
+class GivenEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An OpenAI-compatible server given by hand: `URL[,role=both,model=NAME,connector=none,id=NAME]`."""
+
+    url: str
+    """`http://host:port`, without a path."""
+    role: Role = Role.BOTH
+    model: str = ""
+    """Empty: asked from the server with GET /v1/models."""
+    connector: str = "none"
+    connector_facts: dict[str, str | int] = {}
+    id: str = ""
+    """Empty: host:port."""
+    capabilities: tuple[str, ...] = ("chat", "completions")
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith("http://") or "/" in self.url.removeprefix("http://").rstrip("/"):
+            raise ConfigError(f"endpoint url is {self.url!r}; allowed: http://host:port")
+        if self.connector not in CONNECTORS:
+            raise ConfigError(f"endpoint connector is {self.connector!r}; allowed: {', '.join(CONNECTORS)}")
+
+
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model whose endpoints are found in the registry."""
+
+    name: str
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    """32..65536; the workers of the model must use the same."""
+    slo: Slo = DEFAULT_SLO
+    """Targets of a request that names none."""
+
+    def __post_init__(self) -> None:
+        if not self.name or any(letter in self.name for letter in "{}"):
+            raise ConfigError(f"model name is {self.name!r}; allowed: a name without braces")
+        if not 32 <= self.chunk_bytes <= 65_536:
+            raise ConfigError(f"chunk_bytes of {self.name} is {self.chunk_bytes}; allowed: 32..65536")
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """What must never be printed or logged; its repr says only what is set."""
+
+    chunk_secret: int = 0
+    """Seed of the chunk keys, 0..2**64-1; the same in the whole fleet."""
+    fleet_token: str = ""
+    """Sent to workers with salts and `/penstock/*`; empty: none."""
+    admin_key: str = ""
+    """Asked for by `/admin/*`; empty: `/admin/*` answers on loopback addresses only."""
+
+    def __repr__(self) -> str:
+        named = [name for name in self.__struct_fields__ if getattr(self, name)]
+        return f"Secrets({', '.join(f'{name}=***' for name in named)})"
+
+
+class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A router's settings; RANGES holds what is allowed for each number."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: any free one."""
+    redis_url: str = ""
+    """Empty: no registry, only `endpoints`."""
+    models: tuple[ServedModel, ...] = ()
+    """Followed in the registry."""
+    endpoints: tuple[GivenEndpoint, ...] = ()
+    policy: str = "target-misses"
+    api_keys: str = ""
+    """Path; empty: no authentication."""
+    forward_authorization: bool = False
+    """Send the client's Authorization header on to endpoints given by hand."""
+    log_level: str = "info"
+    deadline_s: float = 600.0
+    """Of a whole request, all legs and attempts."""
+    head_timeout_s: float = 300.0
+    """Of one attempt until the upstream's response head, which waits for the engine's first output."""
+    stall_timeout_s: float = 120.0
+    """Longest silence of an upstream inside an answer."""
+    attempts: int = 4
+    """Placements tried for one request before its first byte."""
+    active_requests: int = 8192
+    active_requests_per_model: int = 4096
+    drain_s: float = 30.0
+    """How long streams may go on after SIGTERM."""
+    unready_s: float = 0.0
+    """Between saying not ready and closing the listener, for load balancers to notice."""
+    body_bytes: int = 16 * 1024 * 1024
+    header_bytes: int = 32 * 1024
+    connections: int = 16_384
+    """Client connections."""
+    connections_per_endpoint: int = 1024
+    connect_timeout_s: float = 2.0
+    decisions_kept: int = 200
+    """Decisions with their candidates kept for `penstock explain`; 0: none, and no candidates are recorded."""
+    explain_every: int = 16
+    """Every n-th decision keeps its candidates; the others their numbers only."""
+    probe_s: float = 2.0
+    """Between health probes of endpoints given by hand."""
+    given_kv_tokens: int = 200_000
+    """KV capacity assumed for endpoints given by hand."""
+    given_entry_s: float = 600.0
+    """How long a prompt placed on an endpoint given by hand is believed cached there."""
+    speculative_s: float = 5.0
+    """How long a booked chunk counts as held before a KV event confirms it."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high, unit) in RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value!r}; allowed: {low:g} to {high:g} {unit}")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ConfigError(f"log_level is {self.log_level!r}; allowed: debug, info, warning, error")
+        if self.models and not self.redis_url:
+            raise ConfigError("models are given without redis_url; allowed: redis_url with models, or endpoints given by hand")
+        if self.redis_url and not self.models:
+            raise ConfigError("redis_url is given without models; allowed: the names of one served model or more")
+
+
+RANGES: dict[str, tuple[float, float, str]] = {
+    "port": (0, 65_535, ""),
+    "deadline_s": (0.1, 86_400, "seconds"),
+    "head_timeout_s": (0.1, 86_400, "seconds"),
+    "stall_timeout_s": (0.1, 86_400, "seconds"),
+    "attempts": (1, 16, "placements"),
+    "active_requests": (1, 1_000_000, "requests"),
+    "active_requests_per_model": (1, 1_000_000, "requests"),
+    "drain_s": (0, 86_400, "seconds"),
+    "unready_s": (0, 600, "seconds"),
+    "body_bytes": (1024, 1 << 30, "bytes"),
+    "header_bytes": (1024, 1 << 20, "bytes"),
+    "connections": (1, 1_000_000, "connections"),
+    "connections_per_endpoint": (1, 100_000, "connections"),
+    "connect_timeout_s": (0.05, 60, "seconds"),
+    "decisions_kept": (0, 100_000, "decisions"),
+    "explain_every": (1, 1_000_000, "decisions"),
+    "probe_s": (0.05, 600, "seconds"),
+    "given_kv_tokens": (1_000, 1_000_000_000, "tokens"),
+    "given_entry_s": (1, 86_400, "seconds"),
+    "speculative_s": (0.1, 600, "seconds"),
+}
+"""What is allowed for each number: lowest, highest, unit."""
+
+_ENVIRONMENT = {"fleet_token": "PENSTOCK_FLEET_TOKEN", "admin_key": "PENSTOCK_ADMIN_KEY", "chunk_secret": "PENSTOCK_CHUNK_SECRET"}
+
+
+def parse_endpoint(written: str) -> GivenEndpoint:
+    """An endpoint as the command line writes it: `http://host:port[,role=decode,model=NAME,connector=nixl,id=NAME]`.
+
+    Other `name=value` pairs become connector facts (`bootstrap_port=8998`). Raises ConfigError.
+    """
+    url, *pairs = written.split(",")
+    fields: dict[str, Any] = {"url": url.strip().rstrip("/")}
+    facts: dict[str, str | int] = {}
+    for pair in pairs:
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not name or not value:
+            raise ConfigError(f"endpoint option is {pair!r}; allowed: name=value")
+        if name == "capabilities":
+            fields[name] = value.split("+")
+        elif name in ("role", "model", "connector", "id"):
+            fields[name] = value
+        else:
+            facts[name] = int(value) if value.isdecimal() else value
+    if facts:
+        fields["connector_facts"] = facts
+    return _convert(fields, GivenEndpoint, f"endpoint {url}")
+
+
+def load_config(path: Path | None, settings: Mapping[str, Any]) -> RouterConfig:
+    """The file's settings with `settings` (those given on the command line; None: not given) laid over them. Raises ConfigError."""
+    found: Any = {}
+    if path is not None:
+        try:
+            found = msgspec.yaml.decode(path.read_bytes()) or {}
+        except OSError as error:
+            raise ConfigError(f"config is {str(path)!r}: {error.strerror}") from None
+        except (msgspec.DecodeError, ValueError) as error:
+            raise ConfigError(f"config {path} is neither YAML nor JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ConfigError(f"config {path} holds a {type(found).__name__}; allowed: a mapping of settings")
+    return _convert({**found, **{name: value for name, value in settings.items() if value is not None}}, RouterConfig, "config")
+
+
+def load_secrets(environ: Mapping[str, str]) -> Secrets:
+    """Secrets from PENSTOCK_FLEET_TOKEN, PENSTOCK_ADMIN_KEY and PENSTOCK_CHUNK_SECRET (16 hex digits), or from the file that the
+    same name with _FILE names. Raises ConfigError, which never quotes a secret."""
+    read: dict[str, str] = {}
+    for field, name in _ENVIRONMENT.items():
+        value = environ.get(name, "")
+        if not value and (path := environ.get(f"{name}_FILE")):
+            try:
+                value = Path(path).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{name}_FILE is {path!r}; it cannot be read: {error}") from None
+        read[field] = value
+    return Secrets(parse_chunk_secret(read["chunk_secret"]), read["fleet_token"], read["admin_key"])
+
+
+def parse_chunk_secret(written: str) -> int:
+    """The chunk secret from 1 to 16 hex digits; 0 for an empty text. Raises ConfigError without quoting it."""
+    try:
+        value = int(written, 16) if written else 0
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**64:
+        raise ConfigError("chunk_secret is not usable; allowed: 1 to 16 hex digits")
+    return value
+
+
+def _convert(fields: dict[str, Any], into: type[Settings], where: str) -> Settings:
+    try:
+        return msgspec.convert(fields, into, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_with_value(str(error), fields)}") from None
+
+
+def _with_value(message: str, fields: Mapping[str, Any]) -> str:
+    """msgspec says where and what was expected (`… - at `$.port``); add the value found at a top-level setting."""
+    name = message.rpartition("`$.")[2].rstrip("`").split(".")[0].split("[")[0]
+    return f"{message}; {name} is {fields[name]!r}" if name in fields else message
