@@ -35,8 +35,9 @@ RENDERING_FIELDS = frozenset(
 
 # Structure bytes: 1B is reserved, 1C opens a field, 1D stands before the hash of a part that is not text, 1E ends a
 # message, 1F separates. In text each of them, and the escape byte 10 itself, is preceded by 10.
-_SPECIAL = b"\x10\x1b\x1c\x1d\x1e\x1f"
+_SPECIAL = ("\x10", "\x1b", "\x1c", "\x1d", "\x1e", "\x1f")
 _SPECIAL_RE = re.compile(rb"[\x10\x1b-\x1f]")
+_ROLES = {b'"%s"' % role: role for role in (b"system", b"developer", b"user", b"assistant", b"tool", b"function")}
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_parts = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 
@@ -46,28 +47,33 @@ Message = Mapping[str, msgspec.Raw]
 
 def escape(text: bytes) -> bytes:
     """`text` with every structure byte preceded by 10, so that no content can imitate structure."""
-    if len(text.translate(None, _SPECIAL)) == len(text):  # 42 µs on 64 KB; the regular expression alone takes 425
-        return text
     return _SPECIAL_RE.sub(lambda found: b"\x10" + found[0], text)
 
 
-def _text(written: bytes) -> bytes:
-    """Canonical bytes of a JSON string as written. JSON spells control characters with a backslash: without one, no escaping."""
-    text = _decode_text(written).encode()
-    return escape(text) if b"\\" in written else text
+def escape_text(text: str) -> bytes:
+    """`escape` of the text's UTF-8. Most text has nothing to escape, and six searches of a str cost 0.3 µs per 2 KB."""
+    for special in _SPECIAL:
+        if special in text:
+            return escape(text.encode())
+    return text.encode()
+
+
+def _role(written: bytes) -> bytes:
+    known = _ROLES.get(written)
+    return known if known is not None else escape_text(_decode_text(written))
 
 
 def _content(written: bytes) -> bytes:
     """Canonical bytes of a message's `content`: a string, a list of parts, or null (nothing)."""
     if written.startswith(b'"'):
-        return _text(written)
+        return escape_text(_decode_text(written))
     if not written.startswith(b"["):
         return b"" if written == b"null" else b"\x1d" + xxh3_64_digest(written)
     pieces = []
     for part in _decode_parts(written):
         text = bytes(part.get("text", b""))
         if text.startswith(b'"') and len(part) == 2 and bytes(part.get("type", b"")) == b'"text"':
-            pieces.append(_text(text))
+            pieces.append(escape_text(_decode_text(text)))
         else:
             pieces.append(b"\x1d" + xxh3_64_digest(msgspec.json.encode(dict(sorted(part.items())))))
     return b"".join(pieces)
@@ -81,18 +87,18 @@ def canonical_chat(messages: Iterable[Message]) -> bytes:
     out = [b"c"]
     for message in messages:
         role, content = message.get("role"), message.get("content")
-        out += (_text(bytes(role)) if role is not None else b"", b"\x1f", _content(bytes(content)) if content is not None else b"")
+        out += (_role(bytes(role)) if role is not None else b"", b"\x1f", _content(bytes(content)) if content is not None else b"")
         if len(message) > 2 or role is None or content is None:
             for name in sorted(message):
                 if name not in ("role", "content"):
-                    out += (b"\x1c", escape(name.encode()), b"\x1f", escape(bytes(message[name])))
+                    out += (b"\x1c", escape_text(name), b"\x1f", escape(bytes(message[name])))
         out.append(b"\x1e")
     return b"".join(out)
 
 
 def canonical_text(text: str) -> bytes:
     """Canonical bytes of a completion prompt given as text."""
-    return b"t" + escape(text.encode())
+    return b"t" + escape_text(text)
 
 
 def canonical_ids(token_ids: Sequence[int]) -> bytes:
@@ -105,7 +111,7 @@ def start_bytes(*, salt: bytes = b"", adapter: str = "", rendering: Mapping[str,
 
     `rendering` may hold any of the request's fields; those not in RENDERING_FIELDS are left out.
     """
-    out = [escape(salt), b"\x1f", escape(adapter.encode())]
+    out = [escape(salt), b"\x1f", escape_text(adapter)]
     for name in sorted(RENDERING_FIELDS.intersection(rendering or ())):
         assert rendering is not None  # noqa: S101 -- for the type checker: the intersection was not empty
         out += (b"\x1c", name.encode(), b"\x1f", escape(bytes(rendering[name])))
