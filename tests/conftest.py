@@ -1,0 +1,46 @@
+"""Fixtures shared by all test rooms: a real Redis server per session, and private ones for tests that break theirs."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from penstock_cli.redis_server import RedisServer
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One real Redis server for the whole session. Tests keep apart by taking a served model's name of their own."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of the session's server."""
+    return redis_server.url
+
+
+@pytest.fixture
+def make_redis_server(tmp_path: Path) -> Iterator[Callable[[], RedisServer]]:
+    """Starts a private server at each call, for tests that pause, stop or empty it; all are gone when the test ends."""
+    servers: list[RedisServer] = []
+
+    def make() -> RedisServer:
+        server = RedisServer(tmp_path / f"redis-{len(servers)}")
+        server.start()
+        servers.append(server)
+        return server
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+_model_numbers = itertools.count()
+
+
+@pytest.fixture
+def unused_model() -> str:
+    """A served model's name that no other test uses, so that its keys in the session's Redis are its own."""
+    return f"model-{next(_model_numbers)}"
