@@ -13,7 +13,7 @@ from penstock_dataplane.errors import ConnectionLost
 from penstock_dataplane.limits import ClientLimits
 from penstock_dataplane.pool import Origin, OriginPool
 from penstock_dataplane.response import BodySink, Response
-from penstock_dataplane.wire import REQUEST_FRAMING, Headers, header_block, request_line
+from penstock_dataplane.wire import REQUEST_FRAMING, Headers, header_block
 
 __all__ = ["BodySink", "Client", "ClientLimits", "Origin", "Response"]
 
@@ -53,12 +53,14 @@ class Client:
         """
         pool = self._pools.get(origin) or self._open_pool(origin)
         until_s = math.inf if deadline_s is None else deadline_s
-        head = _request_head(pool, method, target, headers, len(body))
         rest: bytes | None = None
+        head = pool.request_start(method, target) + header_block(headers, REQUEST_FRAMING)
         if len(body) > _JOIN_BYTES:
-            rest = body
-        elif body:
-            head += body
+            head, rest = b"%bcontent-length: %d\r\n\r\n" % (head, len(body)), body
+        elif body or method not in _BODILESS_METHODS:
+            head = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+        else:
+            head += b"\r\n"
         connection = pool.take()
         while True:
             if connection is None:
@@ -136,10 +138,3 @@ class Client:
                 self._leaving.discard(pool)
         if next_s < math.inf:
             self._expect_timeout(next_s)
-
-
-def _request_head(pool: OriginPool, method: str, target: str | bytes, headers: Headers, body_bytes: int) -> bytes:
-    head = request_line(method, target) + pool.host_line + header_block(headers, REQUEST_FRAMING)
-    if body_bytes or method not in _BODILESS_METHODS:
-        return b"%bcontent-length: %d\r\n\r\n" % (head, body_bytes)
-    return head + b"\r\n"

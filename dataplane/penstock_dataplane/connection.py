@@ -42,15 +42,15 @@ class ServerConnection(asyncio.Protocol):
         "_parser",
         "_peer",
         "_reading",
-        "_server",
         "_transport",
         "deadline_s",
         "phase",
+        "server",
         "write_stalled",
     )
 
     def __init__(self, server: "Server", loop: asyncio.AbstractEventLoop) -> None:
-        self._server = server
+        self.server = server
         self._loop = loop
         self._transport: Any = None
         self._parser = RequestParser(server.limits)
@@ -67,24 +67,24 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        self._transport.set_write_buffer_limits(high=self._server.limits.write_high_water_bytes)
+        self._transport.set_write_buffer_limits(high=self.server.limits.write_high_water_bytes)
         self._wait(Phase.IDLE)
-        if not self._server.admit(self):
+        if not self.server.admit(self):
             self._refuse(503, "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.CLOSING
-        self._server.forget(self)
+        self.server.forget(self)
         self._parser.close()
         self._held.clear()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            self._server.report(self.peer, "client gone")
+            self.server.report(self.peer, "client gone")
             exchange.client_gone()
 
     def pause_writing(self) -> None:
         self.write_stalled = True
-        self.deadline_s = self._loop.time() + self._server.limits.write_stall_timeout_s
+        self.deadline_s = self._loop.time() + self.server.limits.write_stall_timeout_s
         if self._exchange is not None:
             self._exchange.pause()
 
@@ -111,17 +111,17 @@ class ServerConnection(asyncio.Protocol):
         # HTTP/1.1 client ignores, makes a closed one answer with a reset.
         if not exchange.started and exchange.request.http11:
             self._transport.write(_CONTINUE)
-        self._server.watch_departure(self)
+        self.server.watch_departure(self)
         return True
 
     # requests
 
     def _hold(self, data: bytes) -> None:
         self._held += data
-        if self._reading and len(self._held) > self._server.limits.pipeline_bytes:
+        if self._reading and len(self._held) > self.server.limits.pipeline_bytes:
             self._reading = False
             self._transport.pause_reading()
-            self._server.watch_departure(self)  # a paused reader is told of no end
+            self.server.watch_departure(self)  # a paused reader is told of no end
 
     def _feed(self, data: bytes) -> None:
         parser = self._parser
@@ -144,12 +144,18 @@ class ServerConnection(asyncio.Protocol):
             exchange.writable = False
         else:
             self.deadline_s = math.inf
-        self._server.run(exchange)
+        self.server.run(exchange)
 
     def response_finished(self, keep_alive: bool) -> None:
         """The exchange has handed its last byte to the transport: take the next request, wait for one, or close."""
         self._exchange = None
-        if not keep_alive:
+        if keep_alive and not (self._parser.begun or self._held or self._eof):
+            # The common case: nothing more has come.
+            self.phase = Phase.IDLE
+            if not self.write_stalled:
+                server = self.server
+                self.deadline_s = server.now_s + server.idle_timeout_s
+        elif not keep_alive:
             self._close()
         elif self._parser.ready:
             self._begin()
@@ -175,7 +181,7 @@ class ServerConnection(asyncio.Protocol):
                 parser.expects_continue = False
                 if not parser.body_begun:
                     self._transport.write(_CONTINUE)
-        elif parser.midway:
+        elif parser.begun:
             if self.phase is not Phase.HEAD:
                 self._wait(Phase.HEAD)
         else:
@@ -186,9 +192,9 @@ class ServerConnection(asyncio.Protocol):
         self.phase = phase
         if self.write_stalled:
             return
-        server = self._server
+        server = self.server
         if phase is Phase.IDLE:
-            self.deadline_s = server.now_s + server.limits.idle_timeout_s
+            self.deadline_s = server.now_s + server.idle_timeout_s
         elif phase is Phase.HEAD:
             self.deadline_s = self._loop.time() + server.limits.header_timeout_s
         elif phase is Phase.BODY:
@@ -209,10 +215,10 @@ class ServerConnection(asyncio.Protocol):
 
         Closing with unread input would reset the connection and destroy the answer.
         """
-        self._server.report(self.peer, message)
+        self.server.report(self.peer, message)
         self.phase = Phase.CLOSING
-        self.deadline_s = self._loop.time() + self._server.limits.linger_timeout_s
-        self._transport.write(self._server.refusal(status, message))
+        self.deadline_s = self._loop.time() + self.server.limits.linger_timeout_s
+        self._transport.write(self.server.refusal(status, message))
         self._resume_reading()
         if self._eof:
             self._transport.close()
@@ -221,7 +227,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         self.phase = Phase.CLOSING
-        self.deadline_s = self._loop.time() + self._server.limits.write_stall_timeout_s
+        self.deadline_s = self._loop.time() + self.server.limits.write_stall_timeout_s
         self._transport.close()
 
     def cut(self) -> None:
@@ -241,9 +247,9 @@ class ServerConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """`deadline_s` has passed without what was waited for."""
-        limits = self._server.limits
+        limits = self.server.limits
         if self.write_stalled or self.phase is Phase.CLOSING:
-            self._server.report(self.peer, "client does not read")
+            self.server.report(self.peer, "client does not read")
             self._transport.abort()
         elif self.phase is Phase.HEAD:
             self._refuse(408, f"request head took longer than {limits.header_timeout_s:g} s")
@@ -276,8 +282,3 @@ class ServerConnection(asyncio.Protocol):
             name = self._transport.get_extra_info("peername")
             self._peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else ""
         return self._peer
-
-    @property
-    def draining(self) -> bool:
-        """True if the response being made is to be the connection's last."""
-        return self._server.draining

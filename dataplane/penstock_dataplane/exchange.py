@@ -77,7 +77,7 @@ class Exchange:
         if status in _BODILESS:
             self._write(head + b"\r\n")
         elif self.request.method == "HEAD":
-            length = dict(headers).get(b"content-length") if not body else None
+            length = None if body or isinstance(headers, bytes) else dict(headers).get(b"content-length")
             self._write(b"%bcontent-length: %b\r\n\r\n" % (head, length or str(len(body)).encode("ascii")))
         else:
             self.bytes_sent = len(body)
@@ -165,14 +165,14 @@ class Exchange:
             self._disconnect.append(callback)
 
     def _connection_line(self) -> bytes:
-        if self._connection.draining:
-            self._keep_alive = False
-        if self._keep_alive:
+        if self._keep_alive and not self._connection.server.draining:
             return b"" if self.request.http11 else b"connection: keep-alive\r\n"
+        self._keep_alive = False
         return b"connection: close\r\n"
 
     def _end(self) -> None:
         self.finished = True
+        self._disconnect = None
         self._connection.response_finished(self._keep_alive)
 
     # The three calls below are the connection's.

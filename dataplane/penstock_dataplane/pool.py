@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from penstock_dataplane.errors import ConnectFailed, DeadlineExceeded, PoolFull
 from penstock_dataplane.limits import ClientLimits
 from penstock_dataplane.upstream import UpstreamConnection
+from penstock_dataplane.wire import request_line
 
+_STARTS_KEPT = 64
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -52,7 +54,7 @@ class Origin(NamedTuple):
 class OriginPool:
     """Connections to one origin: `open` ones, of which the `idle` ones are a stack, oldest at the bottom."""
 
-    __slots__ = ("_expect_timeout", "_loop", "_making", "_ssl", "forgotten", "host_line", "idle", "limits", "open", "origin", "origin_text")
+    __slots__ = ("_expect_timeout", "_loop", "_making", "_ssl", "_starts", "forgotten", "idle", "limits", "open", "origin", "origin_text")
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class OriginPool:
     ) -> None:
         self.origin = origin
         self.origin_text = str(origin)
-        self.host_line = b"host: %b\r\n" % origin.host_header
+        self._starts: dict[tuple[str, str | bytes], bytes] = {}  # a process calls few paths: their first lines are kept
         self.limits = limits
         self.open: set[UpstreamConnection] = set()
         self.idle: list[UpstreamConnection] = []
@@ -73,6 +75,16 @@ class OriginPool:
         self._loop = loop
         self._ssl = ssl_context
         self._expect_timeout = expect_timeout
+
+    def request_start(self, method: str, target: str | bytes) -> bytes:
+        """Request line and host header. ValueError if the target would not be one word of printable ASCII."""
+        start = self._starts.get((method, target))
+        if start is None:
+            start = request_line(method, target) + b"host: %b\r\n" % self.origin.host_header
+            if len(self._starts) >= _STARTS_KEPT:
+                self._starts.clear()
+            self._starts[method, target] = start
+        return start
 
     def take(self) -> UpstreamConnection | None:
         """The idle connection used last, or None."""

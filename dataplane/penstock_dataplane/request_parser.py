@@ -106,9 +106,9 @@ class RequestParser:
         self.expects_continue = False
 
     @property
-    def midway(self) -> bool:
-        """True if a request has begun and is not whole."""
-        return self.head_done or bool(self._url) or self._dry_bytes > 0
+    def begun(self) -> bool:
+        """True if anything came behind the request taken last: a part of a request, whole ones, or what had to be refused."""
+        return bool(self.ready or self._dry_bytes or self.head_done or self._url or self.refusal)
 
     @property
     def body_begun(self) -> bool:

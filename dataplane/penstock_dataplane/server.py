@@ -50,6 +50,7 @@ class Server:
         on_error: Callable[[str, str], None] | None = None,
     ) -> None:
         self.limits = limits or ServerLimits()
+        self.idle_timeout_s = self.limits.idle_timeout_s
         self.draining = False
         self.now_s = 0.0  # the loop's clock, as old as one sweep: good enough for idle waits
         self._handler = handler

@@ -172,6 +172,13 @@ class UpstreamConnection(asyncio.Protocol):
         except (httptools.HttpParserError, _StopParsing) as error:
             if not self._body_done:  # bytes behind a response that ends the connection are ignored
                 self._garbage = self._garbage or f"not HTTP/1.x: {error}; it began {data[:60]!r}"
+        response = self._response
+        if self._awaiting is None and response is not None and not self._body_done and self._more is None and self._garbage is None:
+            piece = self._piece  # the common case: one more piece of a stream
+            if piece is not None:
+                self._piece = None
+                response.arrived(piece, False)
+            return
         self._deliver(len(data))
 
     def _deliver(self, size: int) -> None:

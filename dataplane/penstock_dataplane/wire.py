@@ -6,8 +6,11 @@ a caller who hands them in (a relayed head) has them dropped here, never sent tw
 
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import NewType
 
-Headers = Sequence[tuple[bytes, bytes]]
+EncodedHeaders = NewType("EncodedHeaders", bytes)  # checked lines, made by `encode_headers`; two of them joined are one
+HeaderList = Sequence[tuple[bytes, bytes]]
+Headers = HeaderList | EncodedHeaders
 
 _pair = b": ".join
 _lines = b"\r\n".join
@@ -31,21 +34,32 @@ def status_line(status: int) -> bytes:
 def header_block(headers: Headers, framing: frozenset[bytes]) -> bytes:
     """The headers as `name: value` lines, each with its line end, without those named in `framing`.
 
-    ValueError if a name or value holds CR, LF or NUL.
+    Encoded headers pass through. ValueError if a name or value holds CR, LF or NUL.
     """
+    if isinstance(headers, bytes):
+        return headers
     if not headers:
         return b""
-    if not framing.isdisjoint(dict(headers)):
+    if not framing.isdisjoint([pair[0] for pair in headers]):
         headers = [pair for pair in headers if pair[0] not in framing]
         if not headers:
             return b""
     block = _lines(map(_pair, headers)) + b"\r\n"
-    # Exactly one CR and one LF a header are ours; any more came from inside a name or value.
-    if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers) or b"\0" in block:
-        for name, value in headers:
-            if any(byte in name or byte in value for byte in (b"\r", b"\n", b"\0")):
-                raise ValueError(f"header {name!r} holds CR, LF or NUL: {value[:80]!r}")
+    # As many lines as headers: a CR or LF inside a name or value would have made one more.
+    if len(block.splitlines()) != len(headers) or 0 in block:
+        raise ValueError(f"a header name or value holds CR, LF or NUL: {block[:400]!r}")
     return block
+
+
+def encode_headers(headers: HeaderList) -> EncodedHeaders:
+    """Headers as bytes, which every sending call takes in place of a list: encode constant ones once, join pieces with `+`.
+
+    ValueError if a name or value holds CR, LF or NUL, or a name is a framing header of a request or response.
+    """
+    for name, _ in headers:
+        if name in REQUEST_FRAMING:
+            raise ValueError(f"header {name!r} belongs to the connection; it cannot be set")
+    return EncodedHeaders(header_block(headers, RESPONSE_FRAMING))
 
 
 def request_line(method: str, target: str | bytes) -> bytes:
