@@ -10,7 +10,12 @@ from typing import Protocol
 
 import msgspec
 from penstock_core.endpoint import Load
+from penstock_core.errors import PenstockError
 from penstock_core.profile import EngineProfile
+
+
+class AnswerCut(PenstockError):
+    """An answer that had begun cannot go on (the engine stopped, or somebody aborted it); end the client's stream with an error."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +65,10 @@ class AnswerFacts(msgspec.Struct, frozen=True):
 
 
 class EngineAnswer(Protocol):
-    """An answer whose first output is there. Iterate once; the pieces are SSE events, or the whole JSON body."""
+    """An answer whose first output is there. Iterate once; the pieces are one or more whole SSE events, or the whole JSON body.
+
+    Iterating raises AnswerCut when the answer ends before its time.
+    """
 
     status: int
     content_type: bytes
@@ -121,4 +129,4 @@ class Engine(Protocol):
         """The engine's own metrics in Prometheus text form, under vLLM's names (protocol.md §3)."""
 
     async def stop(self) -> None:
-        """End everything that `start` began; running answers end with an error."""
+        """End everything that `start` began; running answers end with AnswerCut."""
