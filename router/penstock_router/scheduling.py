@@ -14,7 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from penstock_core.endpoint import Endpoint, Load
 from penstock_core.placement import Placement
+from penstock_core.profile import TRANSFER_TOKEN
 from penstock_core.slo import DEFAULT_SLO, Slo
+
+from penstock_router import columns as col
+from penstock_router import warmth
+from penstock_router.beliefs import Beliefs
+from penstock_router.booking import Booking
+from penstock_router.cohorts import Cohort, Wanted, gather, takers
+from penstock_router.lengths import OutputLengths
+from penstock_router.policies import Policy, Query, policy_named
+from penstock_router.residuals import TtftResiduals
+
+__all__ = ["Ask", "Booking", "Held", "Options", "Scheduler"]
 
 
 class Held(Protocol):
@@ -56,88 +68,207 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How a scheduler behaves beside its policy."""
 
     shortlist: int = 16
-    """Most endpoints per role that are paired with one another, 2..64."""
+    """Most endpoints per role that are paired with one another, 4..64."""
+    longest_first: bool = True
+    """Place the asks of one turn longest prompt first where endpoints also decode."""
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.shortlist <= 64:
+            raise ValueError(f"shortlist is {self.shortlist}; allowed: 4..64")
 
 
-class Booking:
-    """One placed request. Tell it what happens; every call after `done` does nothing."""
-
-    __slots__ = ("_ask", "_scheduler", "placement")
-
-    def __init__(self, scheduler: "Scheduler", ask: Ask, placement: Placement) -> None:
-        self._scheduler = scheduler
-        self._ask = ask
-        self.placement = placement
-
-    def bind_decode(self, now: float, excluded: frozenset[str] = frozenset()) -> Endpoint | None:
-        """Choose (or after a failure choose anew) the decode endpoint; None when there is none. `placement` follows."""
-        decodes = [one for one in self._scheduler.live() if one.record.role.decodes and one.id not in excluded]
-        decode = self._scheduler.next_of(decodes)
-        self.placement = msgspec.structs.replace(self.placement, decode=decode)
-        return decode
-
-    def prefilled(self, now: float) -> None:
-        """The prefill leg has answered."""
-
-    def prefill_failed(self, now: float) -> None:
-        """The prefill leg is given up; a following `bind_decode` gives an endpoint that prefills too."""
-
-    def first_token(self, now: float) -> None:
-        """The first content token came."""
-
-    def token(self, now: float) -> None:
-        """Another content chunk came."""
-
-    def facts(self, hit_tokens: int, prompt_tokens: int, now: float) -> None:
-        """What the worker counted replaces the estimates."""
-
-    def done(self, now: float, output_tokens: int | None = None) -> None:
-        """Over: release everything. `output_tokens` is None unless the answer was completed normally."""
+_NO_SLOTS = np.zeros(0, np.uint16)
+_NO_CHUNKS = np.zeros(0, np.int32)
+_MOST_COHORTS = 256
+"""Kept cohorts; client-chosen adapter names must not make them grow for ever."""
 
 
 class Scheduler:
-    """Endpoints, what is believed of them, and the policy that chooses."""
+    """Endpoints, what is believed of them, and the policy that chooses. Not thread-safe: one event loop owns it.
 
-    def __init__(self, policy: str = "target-misses", *, rng: Random, options: Options | None = None) -> None:
-        self._rng = rng
+    `now` is a float everywhere, seconds of one steady clock (an int would make numba compile once more).
+    """
+
+    def __init__(self, policy: str | Policy, *, rng: Random, options: Options | None = None) -> None:
         self._options = options or Options()
-        self._endpoints: tuple[Endpoint, ...] = ()
-        self._turn = 0
+        self._policy = policy_named(policy, self._options.shortlist) if isinstance(policy, str) else policy
+        self._rng = rng
+        self.beliefs = Beliefs()
+        self.lengths = OutputLengths()
+        self._residuals = TtftResiduals()
+        self._query = Query(self.lengths.table)
+        self._row_of_id: dict[str, int] = {}
+        self._live: dict[int, Endpoint] = {}
+        self._cohorts: dict[Wanted, Cohort] = {}
+        self._groups: dict[tuple[str, str], float] = {}
+        self._told_draining: set[int] = set()
         self.conflicts = 0
         """Bookings corrected by load reports so far."""
 
-    def live(self) -> list[Endpoint]:
-        return [one for one in self._endpoints if not one.draining]
-
-    def next_of(self, endpoints: Sequence[Endpoint]) -> Endpoint | None:
-        self._turn += 1
-        return endpoints[self._turn % len(endpoints)] if endpoints else None
+    @property
+    def policy(self) -> Policy:
+        return self._policy
 
     def set_endpoints(self, endpoints: Sequence[Endpoint], now: float) -> None:
-        """The live snapshot: adds and removes endpoints; beliefs of the same (id, epoch) stay."""
-        self._endpoints = tuple(endpoints)
+        """The snapshot of live endpoints: adds and removes; beliefs of the same (id, epoch) stay."""
+        wanted = {one.id: one for one in endpoints}
+        for gone in [known for known in self._row_of_id if known not in wanted]:
+            self._forget(gone)
+        for endpoint_id, endpoint in wanted.items():
+            row = self._row_of_id.get(endpoint_id)
+            known = None if row is None else self.beliefs.endpoints[row]
+            if row is None or known is None or known.record.epoch != endpoint.record.epoch:
+                self._forget(endpoint_id)
+                row = self._row_of_id[endpoint_id] = self.beliefs.add(endpoint)
+            else:
+                self.beliefs.update(row, endpoint)
+            record = endpoint.record
+            self.beliefs.rows[row, col.GROUP] = (
+                -1.0 if record.connector == "none" else self._groups.setdefault((record.kv_generation, record.connector), len(self._groups))
+            )
+        self._sort_out()
+
+    def _forget(self, endpoint_id: str) -> None:
+        row = self._row_of_id.pop(endpoint_id, None)
+        if row is not None:
+            self._told_draining.discard(row)
+            self.beliefs.remove(row)
+
+    def _sort_out(self) -> None:
+        """Anew: who is live and not draining, and with that all cohorts."""
+        self._cohorts.clear()
+        self._live = {
+            row: endpoint
+            for row in self._row_of_id.values()
+            if (endpoint := self.beliefs.endpoints[row]) is not None and not endpoint.draining and row not in self._told_draining
+        }
 
     def place(self, asks: Sequence[Ask], now: float) -> list[Booking | None]:
-        """Place the asks of one turn, booking as it goes. None where no endpoint qualifies. Same order as `asks`."""
-        return [self._place(ask) for ask in asks]
+        """Place the asks of one turn, booking as it goes. None where no endpoint qualifies. Same order as `asks`.
+
+        Longest prompt first where endpoints also decode, in order of arrival in a dedicated prefill pool.
+        """
+        if len(asks) == 1:
+            return [self._place(asks[0], now)]
+        order = list(range(len(asks)))
+        if self._options.longest_first:
+            order.sort(key=lambda at: -asks[at].prompt_tokens if len(self._cohort(asks[at]).wholes) else 0)
+        placed: list[Booking | None] = [None] * len(asks)
+        for at in order:
+            placed[at] = self._place(asks[at], now)
+        return placed
+
+    def _place(self, ask: Ask, now: float) -> Booking | None:
+        cohort = self._cohort(ask)
+        if not len(cohort.starters):
+            return None
+        booking = Booking(self, ask, _UNPLACED, now)
+        return booking if self._start(booking, ask, cohort, now) else None
+
+    def _start(self, booking: Booking, ask: Ask, cohort: Cohort, now: float) -> bool:
+        """Let the policy choose where the prompt is prefilled, book it, and write the placement."""
+        prompt, output = self._fill(ask, now)
+        if ask.hits_by_id:
+            self._hold(ask.hits_by_id, True)
+        choice = self._policy.start(self._query, cohort, self.beliefs)
+        if ask.hits_by_id:
+            self._hold(ask.hits_by_id, False)
+        if choice is None:
+            return False
+        row, hit, ttft_s = choice.row, choice.hit_tokens, choice.ttft_s
+        endpoint = self.beliefs.endpoints[row]
+        if choice.divided:
+            transfer_s = prompt * self.beliefs.row_cells[row * col.ROW + TRANSFER_TOKEN]
+            expected_s = 0.0 if ttft_s is None or len(cohort.pair_prefills) else ttft_s - transfer_s
+            booking.take_prefill(row, float(prompt - hit), float(prompt), expected_s, now)
+        else:
+            booking.take_whole(row, float(prompt - hit), float(prompt + output), ttft_s or 0.0, now)
+        booking.placement = Placement(
+            None if choice.divided else endpoint,
+            endpoint if choice.divided else None,
+            round(hit / ask.tokens_per_chunk) if hit else 0,
+            hit,
+            ttft_s,
+            choice.itl_s,
+            "prefill-fallback" if cohort.fallback else "only-candidate" if len(cohort.starters) == 1 else self._policy.reason,
+            choice.candidates,
+        )
+        return True
+
+    def bind(self, booking: Booking, ask: Ask, group: float, tried: frozenset[str], now: float) -> Endpoint | None:
+        """For `Booking.bind_decode`: the decode endpoint within KV group `group`, or −1: one for the whole request."""
+        wanted = Wanted(ask.capability, ask.adapter, True, tried)
+        if group < 0.0:
+            cohort, before = gather(self.beliefs, self._live, wanted), booking.placement
+            if not len(cohort.starters) or not self._start(booking, ask, cohort, now):
+                return None
+            booking.placement = msgspec.structs.replace(booking.placement, reason="prefill-fallback", candidates=before.candidates)
+            return booking.placement.decode
+        prompt, output = self._fill(ask, now)
+        row = self._policy.decode(self._query, takers(self.beliefs, self._live, wanted, group), self.beliefs)
+        if row is None:
+            return None
+        booking.take_decode(row, float(prompt + output), now)
+        return self.beliefs.endpoints[row]
+
+    def _fill(self, ask: Ask, now: float) -> tuple[int, int]:
+        """Write the query; gives prompt tokens and expected output tokens."""
+        query = self._query
+        cells, slo = query.cells, ask.slo
+        prompt, output = max(1, ask.prompt_tokens), self.lengths.expected_tokens(ask.max_tokens)
+        cells[0] = now
+        cells[1] = prompt
+        cells[2] = ask.tokens_per_chunk
+        cells[3] = slo.ttft_s
+        cells[4] = slo.itl_s
+        cells[5] = self._residuals.sigma
+        cells[6] = prompt + output
+        query.seed = self._rng.getrandbits(32)
+        query.explain = ask.explain
+        hits = ask.hits
+        if hits is None or ask.hits_by_id:
+            query.slots, query.chunks = _NO_SLOTS, _NO_CHUNKS
+        else:
+            # Other layouts would make numba compile the kernel again, in the middle of a request.
+            query.slots = hits.slots if hits.slots.flags.carray else hits.slots.copy()
+            query.chunks = hits.chunks if hits.chunks.flags.carray else hits.chunks.copy()
+        return prompt, output
+
+    def _hold(self, hits_by_id: Mapping[str, int], held: bool) -> None:
+        for endpoint_id, chunks in hits_by_id.items():
+            row = self._row_of_id.get(endpoint_id)
+            if row is not None:
+                self.beliefs.row_cells[row * col.ROW + col.HELD_CHUNKS] = chunks if held else 0.0
+
+    def _cohort(self, ask: Ask) -> Cohort:
+        wanted = Wanted(ask.capability, ask.adapter, ask.undivided, ask.excluded)
+        cohort = self._cohorts.get(wanted)
+        if cohort is None:
+            cohort = gather(self.beliefs, self._live, wanted)
+            if not ask.excluded and len(self._cohorts) < _MOST_COHORTS:
+                self._cohorts[wanted] = cohort
+        return cohort
 
     def report(self, endpoint_id: str, load: Load, now: float) -> None:
         """A worker's load report; beliefs that disagree with it for longer than a report period follow it."""
+        row = self._row_of_id.get(endpoint_id)
+        if row is None:
+            return
+        if load.draining != (row in self._told_draining):
+            (self._told_draining.add if load.draining else self._told_draining.discard)(row)
+            self._sort_out()
+        self.conflicts += self.beliefs.report(row, load, now)
+
+    def learn_length(self, output_tokens: int) -> None:
+        self.lengths.observe(output_tokens)
+
+    def learn_ttft(self, predicted_s: float, measured_s: float) -> None:
+        """Seconds from placing to the end of the prefill, as predicted (0: not) and as measured."""
+        self._residuals.observe(predicted_s, measured_s)
 
     def warm_up(self) -> None:
-        """Compile (or load from the cache) the kernel, so that no request waits for it."""
+        """Compile (or load from the cache) the kernel, so that no request waits for it: seconds the first time."""
+        warmth.warm_up()
 
-    def _place(self, ask: Ask) -> Booking | None:
-        fit = [
-            one
-            for one in self.live()
-            if one.id not in ask.excluded
-            and ask.capability in one.record.capabilities
-            and (not ask.adapter or ask.adapter in one.record.adapters)
-        ]
-        prefills = [one for one in fit if one.record.role == "prefill"]
-        wholes = [one for one in fit if one.record.role.decodes]
-        if prefills and not ask.undivided:
-            return Booking(self, ask, Placement(None, self.next_of(prefills), 0, 0, None, None, "round-robin"))
-        chosen = self.next_of(wholes)
-        return None if chosen is None else Booking(self, ask, Placement(chosen, None, 0, 0, None, None, "round-robin"))
+
+_UNPLACED = Placement(None, None, 0, 0, None, None, "unplaced")

@@ -1,0 +1,214 @@
+"""What this router believes of its endpoints, from its own placements, first tokens and completions, and load reports.
+
+Owns the flat arrays (`columns`) that the kernel computes on: a row an endpoint, a block of cells for its decoding streams.
+Bookings move it, the scheduler adds and removes rows. It knows no policy and no request; `now` is an argument everywhere.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from penstock_core.endpoint import Endpoint, Load, Role
+from penstock_core.profile import COEFFICIENTS
+
+from penstock_router import columns as col
+from penstock_router import kernel
+
+SLOTS = 65_536
+_FEW = 8
+"""Cells per row to begin with; doubled when an endpoint has more streams."""
+_TOLERANCE = 0.25
+_TOLERANCE_TOKENS = 1_024
+_TOLERANCE_STREAMS = 2
+_REPORT_PERIOD_S = 1.0
+"""Assumed until two reports have shown it."""
+
+
+class Streaming(Protocol):
+    """Whoever owns a cell: it is told when its cell moves."""
+
+    cell: int
+    """Offset of its cell in `Beliefs.cells`; −1 without one."""
+
+
+class Beliefs:
+    """Rows live as long as their endpoint is known or a booking refers to them."""
+
+    def __init__(self, rows: int = 16) -> None:
+        self.rows = np.zeros((rows, col.ROW))
+        self.streams = np.zeros((rows, _FEW, col.CELL))
+        self.row_of_slot: NDArray[np.int32] = np.full(SLOTS, -1, np.int32)
+        self._views()
+        self.endpoints: list[Endpoint | None] = [None] * rows
+        self._owners: list[list[Streaming]] = [[] for _ in range(rows)]
+        self._bookings = [0] * rows
+        self._leaving = [False] * rows
+        self._reported_s: list[tuple[float, float] | None] = [None] * rows
+        self._disagree_since: list[float | None] = [None] * rows
+        self._free = list(range(rows - 1, -1, -1))
+        self.conflicts = 0
+
+    def _views(self) -> None:
+        # Plain memoryviews: an element costs 30 ns there and 100 ns in numpy. Taken anew whenever an array grows.
+        self.row_cells: memoryview[float] = memoryview(self.rows.reshape(-1)).cast("B").cast("d")
+        self.cells: memoryview[float] = memoryview(self.streams.reshape(-1)).cast("B").cast("d")
+
+    # -- endpoints ------------------------------------------------------------------------------------------------
+
+    def add(self, endpoint: Endpoint) -> int:
+        """A row for a new endpoint; beliefs begin empty."""
+        if not self._free:
+            self._grow_rows()
+        r = self._free.pop()
+        self.rows[r] = 0.0
+        self.rows[r, :COEFFICIENTS] = endpoint.record.profile.coefficients()
+        self.rows[r, col.KV_TOTAL] = endpoint.record.kv_total_tokens
+        self.rows[r, col.GROUP] = -1.0
+        self.rows[r, col.DEDICATED] = float(endpoint.record.role is not Role.BOTH)
+        self._bookings[r], self._leaving[r] = 0, False
+        self._reported_s[r] = self._disagree_since[r] = None
+        self.update(r, endpoint)
+        return r
+
+    def update(self, r: int, endpoint: Endpoint) -> None:
+        """The same endpoint in a new snapshot: its slot may have changed."""
+        old = self.endpoints[r]
+        if old is not None and old.slot is not None and self.row_of_slot[old.slot] == r:
+            self.row_of_slot[old.slot] = -1
+        if endpoint.slot is not None:
+            self.row_of_slot[endpoint.slot] = r
+        self.endpoints[r] = endpoint
+
+    def replace_profile(self, r: int, coefficients: NDArray[np.float64]) -> None:
+        """Take other coefficients (of a fitted profile) for row r; shape (COEFFICIENTS,)."""
+        self.rows[r, :COEFFICIENTS] = coefficients
+
+    def remove(self, r: int) -> None:
+        """The endpoint is gone; the row goes once its last booking is released."""
+        endpoint = self.endpoints[r]
+        if endpoint is not None and endpoint.slot is not None and self.row_of_slot[endpoint.slot] == r:
+            self.row_of_slot[endpoint.slot] = -1
+        self._leaving[r] = True
+        self._free_when_unused(r)
+
+    def _free_when_unused(self, r: int) -> None:
+        if self._leaving[r] and not self._bookings[r]:
+            self._leaving[r] = False
+            self.endpoints[r] = None
+            self._free.append(r)
+
+    def _grow_rows(self) -> None:
+        old = len(self.rows)
+        self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
+        self.streams = np.concatenate([self.streams, np.zeros_like(self.streams)])
+        self._views()
+        self.endpoints += [None] * old
+        self._owners += [[] for _ in range(old)]
+        self._bookings += [0] * old
+        self._leaving += [False] * old
+        self._reported_s += [None] * old
+        self._disagree_since += [None] * old
+        self._free += range(2 * old - 1, old - 1, -1)
+
+    # -- legs -----------------------------------------------------------------------------------------------------
+
+    def book(self, r: int, new_tokens: float, kv_tokens: float, now: float) -> None:
+        """A leg with `new_tokens` prompt tokens to compute (0 for a decode leg) is placed at row r."""
+        self._bookings[r] += 1
+        kernel.book(self.rows, r, new_tokens, kv_tokens, now)
+
+    def release(self, r: int, kv_tokens: float) -> None:
+        """A leg at row r is over."""
+        view, base = self.row_cells, r * col.ROW
+        view[base + col.KV_BOOKED] -= kv_tokens
+        view[base + col.RUNNING] -= 1.0
+        self._bookings[r] -= 1
+        if self._leaving[r]:
+            self._free_when_unused(r)
+
+    def add_streams(self, r: int, streams: int, context_tokens: float) -> None:
+        """Change b and C of row r."""
+        view, base = self.row_cells, r * col.ROW
+        view[base + col.STREAMS] += streams
+        view[base + col.CONTEXT] += context_tokens
+
+    def open_cell(self, r: int, owner: Streaming, now: float, target_itl_s: float, most_tokens: float) -> None:
+        """A stream at row r has had its first token: give its owner a cell."""
+        owners = self._owners[r]
+        index = len(owners)
+        if index == self.streams.shape[1]:
+            self._grow_cells()
+        owners.append(owner)
+        at = owner.cell = (r * self.streams.shape[1] + index) * col.CELL
+        cells = self.cells
+        cells[at] = cells[at + 1] = now
+        cells[at + 2] = 1.0
+        cells[at + 3] = target_itl_s
+        cells[at + 4] = most_tokens
+        self.row_cells[r * col.ROW + col.CELLS_USED] = index + 1
+
+    def close_cell(self, r: int, owner: Streaming) -> tuple[float, float]:
+        """Give a cell back; the row's last cell takes its place. Gives (tokens, seconds from first to last token)."""
+        owners, cells, at = self._owners[r], self.cells, owner.cell
+        tokens, span_s = cells[at + 2], cells[at + 1] - cells[at]
+        last = owners.pop()
+        if last is not owner:
+            there = last.cell
+            cells[at : at + col.CELL] = cells[there : there + col.CELL]
+            owners[(at // col.CELL) % self.streams.shape[1]] = last
+            last.cell = at
+        owner.cell = -1
+        self.row_cells[r * col.ROW + col.CELLS_USED] = len(owners)
+        return tokens, span_s
+
+    def _grow_cells(self) -> None:
+        old = self.streams.shape[1]
+        self.streams = np.concatenate([self.streams, np.zeros_like(self.streams)], axis=1)
+        self._views()
+        for r, owners in enumerate(self._owners):
+            for index, owner in enumerate(owners):
+                owner.cell = (r * 2 * old + index) * col.CELL
+
+    # -- reports --------------------------------------------------------------------------------------------------
+
+    def report(self, r: int, load: Load, now: float) -> bool:
+        """Take a load report; True when beliefs that disagreed for longer than a report period were corrected by it."""
+        row = self.rows[r]
+        row[col.KV_REPORTED] = load.kv_used_tokens
+        if load.kv_total_tokens:
+            row[col.KV_TOTAL] = load.kv_total_tokens
+        before = self._reported_s[r]
+        period_s = before[1] if before is not None else _REPORT_PERIOD_S
+        if before is not None and now > before[0]:
+            period_s = now - before[0]
+        self._reported_s[r] = (now, period_s)
+        kernel.advance(self.rows, r, now)
+        waiting = row[col.BOOKED] + row[col.FOREIGN_PROMPT] - row[col.COMPUTED]
+        running = row[col.RUNNING] + row[col.FOREIGN_STREAMS]
+        told = load.running + load.waiting
+        if abs(waiting - load.prefill_tokens) <= max(_TOLERANCE_TOKENS, _TOLERANCE * load.prefill_tokens) and abs(running - told) <= max(
+            _TOLERANCE_STREAMS, _TOLERANCE * told
+        ):
+            self._disagree_since[r] = None
+            return False
+        since = self._disagree_since[r]
+        if since is None:
+            self._disagree_since[r] = now
+            return False
+        if now - since < period_s:
+            return False
+        self._disagree_since[r] = None
+        self._follow(row, load, now)
+        return True
+
+    @staticmethod
+    def _follow(row: NDArray[np.float64], load: Load, now: float) -> None:
+        """Make the row say what the report says; what our own bookings cannot explain is foreign."""
+        told = float(load.prefill_tokens)
+        row[col.FOREIGN_PROMPT] = max(0.0, told - row[col.BOOKED])
+        row[col.COMPUTED] = max(0.0, row[col.BOOKED] - told)
+        row[col.PASSING], row[col.PASS_START_S] = 0.0, now
+        foreign = max(0.0, load.running + load.waiting - row[col.RUNNING])
+        row[col.FOREIGN_STREAMS] = foreign
+        mean = row[col.CONTEXT] / row[col.STREAMS] if row[col.STREAMS] else load.kv_used_tokens / max(1, load.running)
+        row[col.FOREIGN_CONTEXT] = foreign * mean

@@ -1,0 +1,200 @@
+"""One placed request: what its endpoints are believed to do for it, from placing to the end.
+
+The director (or the simulator) gets it from the scheduler and tells it what happens; it moves the beliefs and gives
+everything back in `done`. It sends nothing and reads no clock.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+from penstock_core.endpoint import Endpoint
+from penstock_core.placement import Placement
+
+from penstock_router import columns as col
+from penstock_router import kernel
+
+if TYPE_CHECKING:
+    from penstock_router.scheduling import Ask, Scheduler
+
+
+class Booking:
+    """Made by the scheduler. Every call after `done` does nothing; calls that come twice or out of order do no harm."""
+
+    __slots__ = (
+        "_ask",
+        "_beliefs",
+        "_context_at",
+        "_decode_kv",
+        "_decode_row",
+        "_expected_s",
+        "_group",
+        "_new",
+        "_over",
+        "_placed_s",
+        "_prefill_kv",
+        "_prefill_row",
+        "_prompt",
+        "_scheduler",
+        "_streaming",
+        "cell",
+        "placement",
+    )
+
+    def __init__(self, scheduler: "Scheduler", ask: "Ask", placement: Placement, now: float) -> None:
+        self.placement = placement
+        self.cell = -1
+        self._scheduler = scheduler
+        self._beliefs = scheduler.beliefs
+        self._ask = ask
+        self._placed_s = now
+        self._expected_s = 0.0  # predicted seconds from placing to the end of the prefill; 0: nothing predicted
+        self._prompt = max(1, ask.prompt_tokens)
+        self._new = 0.0  # prompt tokens booked and not through yet, at the prefill row, else at the decode row
+        self._prefill_row = self._decode_row = -1
+        self._prefill_kv = self._decode_kv = 0.0
+        self._context_at = 0
+        self._group = -1.0  # KV group of the prefill that was done, or is being done, for this request
+        self._streaming = False  # counted in b and C of the decode row
+        self._over = False
+
+    # -- by the scheduler -----------------------------------------------------------------------------------------
+
+    def take_whole(self, r: int, new_tokens: float, kv_tokens: float, expected_s: float, now: float) -> None:
+        """Prefilled and decoded at row r."""
+        self._decode_row, self._new, self._decode_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
+        self._context_at = r * col.ROW + col.CONTEXT
+        self._beliefs.book(r, new_tokens, kv_tokens, now)
+
+    def take_prefill(self, r: int, new_tokens: float, kv_tokens: float, expected_s: float, now: float) -> None:
+        """Prefilled at row r, decoded at a row that is bound later."""
+        self._prefill_row, self._new, self._prefill_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
+        self._group = self._beliefs.row_cells[r * col.ROW + col.GROUP]
+        self._beliefs.book(r, new_tokens, kv_tokens, now)
+
+    def take_decode(self, r: int, kv_tokens: float, now: float) -> None:
+        """Decoded at row r after a prefill elsewhere: in the batch from now on, so that its siblings see it."""
+        self._decode_row, self._decode_kv = r, kv_tokens
+        self._context_at = r * col.ROW + col.CONTEXT
+        self._beliefs.book(r, 0.0, kv_tokens, now)
+        self._beliefs.add_streams(r, 1, self._prompt)
+        self._streaming = True
+
+    # -- by the director ------------------------------------------------------------------------------------------
+
+    def bind_decode(self, now: float, excluded: frozenset[str] = frozenset()) -> Endpoint | None:
+        """Choose the decode endpoint, or after a failure another one; None when there is none. `placement` follows.
+
+        After `prefill_failed` it is one that prefills the prompt too.
+        """
+        if self._over:
+            return None
+        if self._decode_row >= 0:
+            self._leave_decode(now)
+        tried = excluded | self._ask.excluded
+        endpoint = self._scheduler.bind(self, self._ask, self._group, tried, now)
+        self.placement = msgspec.structs.replace(self.placement, decode=endpoint)
+        return endpoint
+
+    def prefilled(self, now: float) -> None:
+        """The prefill leg has answered: its tokens are through."""
+        if self._prefill_row < 0:
+            return
+        kernel.computed(self._beliefs.rows, self._prefill_row, self._new, now)
+        self._new = 0.0
+        self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
+        self._beliefs.release(self._prefill_row, self._prefill_kv)
+        self._prefill_row = -1
+
+    def prefill_failed(self, now: float) -> None:
+        """The prefill leg is given up, before or after it answered; the next `bind_decode` is for the whole request."""
+        if self._over or self._group < 0:
+            return
+        self._leave_prefill(now)
+        self._group = -1.0
+        self.placement = msgspec.structs.replace(self.placement, prefill=None, reason="prefill-fallback", hit_chunks=0, hit_tokens=0)
+
+    def first_token(self, now: float) -> None:
+        """The first content token came from the decode endpoint."""
+        if self.cell >= 0:
+            self.token(now)
+            return
+        r = self._decode_row
+        if r < 0:
+            return
+        self.prefilled(now)  # a prefill leg whose answer came later than the first token, or is never looked at
+        if not self._streaming:
+            kernel.computed(self._beliefs.rows, r, self._new, now)
+            self._new = 0.0
+            self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
+            self._beliefs.add_streams(r, 1, self._prompt)
+            self._streaming = True
+        ask = self._ask
+        most = math.inf if ask.max_tokens is None else float(ask.max_tokens)
+        self._beliefs.open_cell(r, self, now, ask.slo.itl_s, most)
+        self._beliefs.row_cells[self._context_at] += 1.0
+
+    def token(self, now: float) -> None:
+        """Another content chunk came. Called for every chunk of every stream."""
+        at = self.cell
+        if at >= 0:
+            beliefs = self._beliefs
+            cells = beliefs.cells
+            cells[at + 1] = now
+            cells[at + 2] += 1.0
+            beliefs.row_cells[self._context_at] += 1.0
+
+    def facts(self, hit_tokens: int, prompt_tokens: int, now: float) -> None:
+        """What the worker counted replaces the estimates. `hit_tokens` has come true by then: the pass is over or under way."""
+        if self._over or prompt_tokens <= 0:
+            return
+        more = prompt_tokens - self._prompt
+        self._prompt = prompt_tokens
+        if self._streaming:
+            self._beliefs.add_streams(self._decode_row, 0, more)
+        if self._decode_row >= 0:
+            self._beliefs.row_cells[self._decode_row * col.ROW + col.KV_BOOKED] += more
+            self._decode_kv += more
+
+    def done(self, now: float, output_tokens: int | None = None) -> None:
+        """Over: release everything. `output_tokens` is None unless the answer came to its normal end."""
+        if self._over:
+            return
+        if output_tokens is not None:
+            self._scheduler.learn_length(output_tokens)
+        if self._prefill_row >= 0:
+            self._leave_prefill(now)
+        if self._decode_row >= 0:
+            self._leave_decode(now)
+        self._over = True
+
+    def _leave_prefill(self, now: float) -> None:
+        if self._prefill_row >= 0:
+            kernel.withdraw(self._beliefs.rows, self._prefill_row, self._new, now)
+            self._new = 0.0
+            self._beliefs.release(self._prefill_row, self._prefill_kv)
+            self._prefill_row = -1
+
+    def _leave_decode(self, now: float) -> None:
+        r, beliefs = self._decode_row, self._beliefs
+        tokens = 0.0
+        if self.cell >= 0:
+            tokens, span_s = beliefs.close_cell(r, self)
+            if tokens > 1.0:
+                self._learn_itl(r, span_s / (tokens - 1.0))
+        if self._streaming:
+            beliefs.add_streams(r, -1, -(self._prompt + tokens))
+            self._streaming = False
+        elif self._new:  # placed here whole, and no token yet
+            kernel.withdraw(beliefs.rows, r, self._new, now)
+            self._new = 0.0
+        beliefs.release(r, self._decode_kv)
+        self._decode_row = -1
+
+    def _learn_itl(self, r: int, mean_itl_s: float) -> None:
+        cells, at = self._beliefs.row_cells, r * col.ROW + col.MISS_RATIO
+        cells[at] += _LATELY * ((1.0 if mean_itl_s > self._ask.slo.itl_s else 0.0) - cells[at])
+
+
+_LATELY = 0.05
+"""Weight of the newest stream in an endpoint's ratio of ITL misses."""
