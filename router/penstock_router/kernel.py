@@ -156,9 +156,10 @@ def shorter(table: Floats, k: float, most: float) -> float:
 @_compiled
 def missed_ttft(ttft: float, target: float, sigma: float) -> float:
     """Chance that the TTFT exceeds its target, residuals being normal with deviation sigma·ttft."""
-    if ttft <= 0.0:
-        return 0.0
-    return 0.5 * math.erfc((target - ttft) / (1.4142135623730951 * sigma * ttft))
+    spare, deviation = target - ttft, 1.4142135623730951 * sigma * ttft
+    if spare >= 6.0 * deviation:
+        return 0.0  # less than 1e-16
+    return 0.5 * math.erfc(spare / deviation)
 
 
 @_compiled

@@ -99,7 +99,7 @@ class Scheduler:
         self._query = Query(self.lengths.table)
         self._row_of_id: dict[str, int] = {}
         self._live: dict[int, Endpoint] = {}
-        self._cohorts: dict[Wanted, Cohort] = {}
+        self._cohorts: dict[tuple[str, str, bool], Cohort] = {}
         self._groups: dict[tuple[str, str], float] = {}
         self._told_draining: set[int] = set()
         self.conflicts = 0
@@ -241,12 +241,14 @@ class Scheduler:
                 self.beliefs.row_cells[row * col.ROW + col.HELD_CHUNKS] = chunks if held else 0.0
 
     def _cohort(self, ask: Ask) -> Cohort:
-        wanted = Wanted(ask.capability, ask.adapter, ask.undivided, ask.excluded)
-        cohort = self._cohorts.get(wanted)
+        if ask.excluded:  # a second attempt: rare, and no two alike
+            return gather(self.beliefs, self._live, Wanted(ask.capability, ask.adapter, ask.undivided, ask.excluded))
+        kind = (ask.capability, ask.adapter, ask.undivided)
+        cohort = self._cohorts.get(kind)
         if cohort is None:
-            cohort = gather(self.beliefs, self._live, wanted)
-            if not ask.excluded and len(self._cohorts) < _MOST_COHORTS:
-                self._cohorts[wanted] = cohort
+            cohort = gather(self.beliefs, self._live, Wanted(*kind, frozenset()))
+            if len(self._cohorts) < _MOST_COHORTS:
+                self._cohorts[kind] = cohort
         return cohort
 
     def report(self, endpoint_id: str, load: Load, now: float) -> None:
