@@ -1,0 +1,47 @@
+"""Builds a worker: which engine a config asks for, and how it joins the registry. The one place that knows all the parts.
+
+`penstock worker` and the Ray actor call `build_host`; tests of one part build it by hand.
+"""
+
+from collections.abc import Callable
+
+from penstock_core.endpoint import Load, WorkerRecord
+
+from penstock_worker.config import WorkerConfig, WorkerSecrets
+from penstock_worker.engine import Engine
+from penstock_worker.engines.sim import SimConfig, SimEngine
+from penstock_worker.host import Host, new_epoch
+from penstock_worker.kv_follow import Publishing
+from penstock_worker.local_kv import LocalKv
+from penstock_worker.metrics import WorkerMetrics
+
+
+def build_host(config: WorkerConfig, secrets: WorkerSecrets) -> Host:
+    """A worker under a new epoch, not started yet. Call it in the event loop that will run it."""
+    epoch = new_epoch()
+
+    async def join(record: WorkerRecord, load: Callable[[], Load], metrics: WorkerMetrics) -> Publishing:
+        return LocalKv(epoch)
+
+    return Host(config, secrets, build_engine(config, secrets, epoch), join, epoch=epoch)
+
+
+def build_engine(config: WorkerConfig, secrets: WorkerSecrets, epoch: int) -> Engine:
+    """The engine that `config.engine` names."""
+    sim = SimConfig(
+        model=config.model,
+        profile=config.timing(),
+        speed=config.speed,
+        kv_tokens=config.kv_tokens,
+        block_tokens=config.block_tokens,
+        max_model_tokens=config.max_model_tokens,
+        max_waiting=config.max_waiting,
+        adapters=config.adapters,
+        start_delay_s=config.start_delay_s,
+        transfer_host=config.transfer_host,
+        transfer_port=config.transfer_port,
+        fleet_token=secrets.fleet_token,
+        claim_seconds=config.kv_claim_seconds,
+        epoch=epoch,
+    )
+    return SimEngine(sim)

@@ -1,0 +1,192 @@
+"""Everything that can be set about a worker: one frozen value per process, loaded once, each setting with unit, default, range.
+
+`penstock worker` and the fleet's hosts make a WorkerConfig from settings; `host` reads it. Secrets are kept apart, come from the
+environment or from files, and are never printed. Nothing else in this package reads the environment.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from penstock_core.endpoint import Role
+from penstock_core.profile import EngineProfile, profile_named
+from penstock_core.prompt import DEFAULT_CHUNK_BYTES
+
+ENGINES = ("sim",)
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class ConfigError(ValueError):
+    """A setting cannot be used; the message names it, its value and what is allowed."""
+
+
+class WorkerSecrets(msgspec.Struct, frozen=True):
+    """What must never be printed or logged; its repr says only what is set."""
+
+    chunk_secret: int = 0
+    """Seed of the chunk keys, 0..2**64-1; the same in the whole fleet."""
+    fleet_token: str = ""
+    """Asked for by `/penstock/*`, salts and KV pulls; empty: `/penstock/*` on loopback only, and no salts."""
+    redis_url: str = ""
+    """May hold a password. Empty: no registry, the worker is reached by its URL only."""
+
+    def __repr__(self) -> str:
+        named = [name for name in self.__struct_fields__ if getattr(self, name)]
+        return f"WorkerSecrets({', '.join(f'{name}=***' for name in named)})"
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A worker's settings; RANGES holds what is allowed for each number."""
+
+    id: str = "worker-0"
+    """Stable over restarts of the same replica; unique in the served model. Letters, digits and `._-`."""
+    model: str = "sim"
+    """Name that clients put in `model`."""
+    role: Role = Role.BOTH
+    pool: str = "default"
+    engine: str = "sim"
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 0
+    """0: any free one."""
+    advertise_url: str = ""
+    """`http://host:port` that routers use; empty: `host` and the bound port."""
+    profile: str = "polynomial-reference"
+    """Declared timing: one of core's profiles."""
+    speed: float = 1.0
+    """`sim` only: times faster than the profile says."""
+    kv_tokens: int | None = None
+    """`sim` only: KV capacity; None: the profile's."""
+    block_tokens: int = 64
+    """`sim` only."""
+    max_model_tokens: int = 131_072
+    """`sim` only: longest prompt plus output."""
+    max_waiting: int = 1_024
+    """`sim` only: requests that may wait; one more is refused as full."""
+    start_delay_s: float = 0.0
+    """`sim` only: how long the engine takes to come up."""
+    transfer_host: str = "127.0.0.1"
+    """`sim` only: where decode workers reach this one's blocks."""
+    transfer_port: int = 0
+    kv_claim_seconds: float = 30.0
+    """How long the KV of a finished prefill waits for its decode worker."""
+    kv_generation: str = ""
+    """What KV bytes depend on; empty: the engine's own word."""
+    adapters: tuple[str, ...] = ()
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    """The routers of the model must use the same."""
+    drain_s: float = 60.0
+    """How long running answers may go on after SIGTERM or a drain."""
+    body_bytes: int = 16 * 1024 * 1024
+    connections: int = 16_384
+    inline_body_bytes: int = 4_096
+    """A longer body is rendered and hashed off the event loop."""
+    restarts: int = 0
+    """How often the fleet has restarted this replica; only reported."""
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        for name, (low, high, unit) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name} is {value!r}; allowed: {low:g} to {high:g} {unit}")
+        if self.engine not in ENGINES:
+            raise ConfigError(f"engine is {self.engine!r}; allowed: {', '.join(ENGINES)}")
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(f"log_level is {self.log_level!r}; allowed: {', '.join(LOG_LEVELS)}")
+        if not self.id or not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in self.id):
+            raise ConfigError(f"id is {self.id!r}; allowed: letters, digits, '.', '_' and '-', at least one")
+        if not self.model or any(letter in self.model for letter in "{}"):
+            raise ConfigError(f"model is {self.model!r}; allowed: a name without braces")
+        if self.advertise_url and not self.advertise_url.startswith(("http://", "https://")):
+            raise ConfigError(f"advertise_url is {self.advertise_url!r}; allowed: http://host:port or https://host:port")
+        self.timing()
+
+    def timing(self) -> EngineProfile:
+        """The declared profile. Raises ConfigError for an unknown name."""
+        try:
+            return profile_named(self.profile)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the worker."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
+
+RANGES: dict[str, tuple[float, float, str]] = {
+    "port": (0, 65_535, ""),
+    "speed": (0.01, 1_000, "times"),
+    "kv_tokens": (2, 1 << 32, "tokens"),
+    "block_tokens": (1, 1_024, "tokens"),
+    "max_model_tokens": (2, 16_777_216, "tokens"),
+    "max_waiting": (1, 1_000_000, "requests"),
+    "start_delay_s": (0, 3_600, "seconds"),
+    "transfer_port": (0, 65_535, ""),
+    "kv_claim_seconds": (0.01, 3_600, "seconds"),
+    "chunk_bytes": (32, 65_536, "bytes"),
+    "drain_s": (0, 86_400, "seconds"),
+    "body_bytes": (1_024, 1 << 30, "bytes"),
+    "connections": (1, 1_000_000, "connections"),
+    "inline_body_bytes": (0, 1 << 30, "bytes"),
+    "restarts": (0, 1 << 62, "restarts"),
+}
+"""What is allowed for each number: lowest, highest, unit."""
+
+
+def load_config(path: Path | None, settings: Mapping[str, Any]) -> WorkerConfig:
+    """The file's settings (JSON) with `settings` (those given on the command line; None: not given) laid over. Raises ConfigError."""
+    found: Any = {}
+    if path is not None:
+        try:
+            found = msgspec.json.decode(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"config is {str(path)!r}: {error.strerror}") from None
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"config {path} is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ConfigError(f"config {path} holds a {type(found).__name__}; allowed: a mapping of settings")
+    fields = {**found, **{name: value for name, value in settings.items() if value is not None}}
+    try:
+        return msgspec.convert(fields, WorkerConfig, strict=False)
+    except msgspec.ValidationError as error:
+        name = str(error).rpartition("`$.")[2].rstrip("`").partition("[")[0]
+        raise ConfigError(f"config: {error}" + (f"; {name} is {fields[name]!r}" if name in fields else "")) from None
+
+
+SECRET_NAMES = {"chunk_secret": "PENSTOCK_CHUNK_SECRET", "fleet_token": "PENSTOCK_FLEET_TOKEN", "redis_url": "PENSTOCK_REDIS_URL"}
+"""Environment variable of each secret; the same name with _FILE names a file that holds it."""
+
+
+def load_secrets(environ: Mapping[str, str]) -> WorkerSecrets:
+    """Secrets from the environment or the files it names; the chunk secret is 1 to 16 hex digits. Raises ConfigError, never quoting one."""
+    read = {field: _secret(environ, name) for field, name in SECRET_NAMES.items()}
+    try:
+        chunk_secret = int(read["chunk_secret"] or "0", 16)
+    except ValueError:
+        chunk_secret = -1
+    if not 0 <= chunk_secret < 2**64:
+        raise ConfigError("PENSTOCK_CHUNK_SECRET is not usable; allowed: 1 to 16 hex digits")
+    return WorkerSecrets(chunk_secret, read["fleet_token"], read["redis_url"])
+
+
+def secrets_environment(secrets: WorkerSecrets) -> dict[str, str]:
+    """The inverse of `load_secrets`, for a worker's own process."""
+    chunk_secret = f"{secrets.chunk_secret:x}" if secrets.chunk_secret else ""
+    return {
+        SECRET_NAMES["chunk_secret"]: chunk_secret,
+        SECRET_NAMES["fleet_token"]: secrets.fleet_token,
+        SECRET_NAMES["redis_url"]: secrets.redis_url,
+    }
+
+
+def _secret(environ: Mapping[str, str], name: str) -> str:
+    value, path = environ.get(name, ""), environ.get(f"{name}_FILE")
+    if value or not path:
+        return value
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}_FILE is {path!r}; it cannot be read: {error}") from None
