@@ -110,7 +110,7 @@ class Batch:
         budget = max(0, self._timing.pass_tokens - len(streams))
         words = [(sequence, self._decode(sequence)) for sequence in streams]
         left = self._prefill(self.running, budget, words)
-        if not preempted:
+        if not preempted or not self.running:  # whoever was preempted last must not wait for a pass that nobody else runs
             left = self._admit(left, words)
         new = budget - left
         if not streams and not new:

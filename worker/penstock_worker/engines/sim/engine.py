@@ -11,19 +11,22 @@ import time
 from collections.abc import Callable, Sequence
 
 from penstock_core.endpoint import Load
-from penstock_core.errors import BadInput, Refused
+from penstock_core.errors import BadInput, Refused, TransferFailed
 
 from penstock_worker.engine import AnswerCut, BlockEvent, EngineAnswer, EngineCall, EngineInfo, Rendering
 from penstock_worker.engines.sim import payload, template
 from penstock_worker.engines.sim.answers import SimAnswer
 from penstock_worker.engines.sim.batching import Batch, Pass
 from penstock_worker.engines.sim.blocks import BlockStore
+from penstock_worker.engines.sim.claims import Claim, Claims
 from penstock_worker.engines.sim.config import SimConfig
 from penstock_worker.engines.sim.metrics import Gauges, SimMetrics
+from penstock_worker.engines.sim.pulls import Pulls
 from penstock_worker.engines.sim.reference import words_wanted
 from penstock_worker.engines.sim.request import SimRequest, parse
 from penstock_worker.engines.sim.sequence import Sequence as TokenSequence
 from penstock_worker.engines.sim.tokenizer import Tokenizer
+from penstock_worker.engines.sim.transfer import BlockServer
 
 _log = logging.getLogger(__name__)
 _MOST_LAG_S = 0.25
@@ -35,14 +38,15 @@ _LONG_BODY_BYTES = 65_536
 class _Stream:
     """What the shell knows of a sequence in the batch: whose it is, and when it last gave a word."""
 
-    __slots__ = ("answer", "choice", "keep_kv", "last_s", "reason")
+    __slots__ = ("answer", "choice", "last_s", "reason", "request", "request_id")
 
-    def __init__(self, answer: SimAnswer, choice: int, reason: str, submitted_s: float, keep_kv: bool) -> None:
+    def __init__(self, answer: SimAnswer, choice: int, reason: str, request: SimRequest, request_id: str) -> None:
         self.answer = answer
         self.choice = choice
         self.reason = reason
-        self.last_s = submitted_s
-        self.keep_kv = keep_kv
+        self.request = request
+        self.request_id = request_id
+        self.last_s = time.monotonic()
 
 
 class SimEngine:
@@ -60,6 +64,9 @@ class SimEngine:
         self._wake = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
         self.engine_id = f"sim-{config.epoch or secrets.randbits(64):016x}"
+        self._claims = Claims(self._store, config.claim_seconds)
+        self._server = BlockServer(config, self.engine_id, self._store, self._claims, self._served)
+        self._pulls = Pulls(config, self._timing.transfer_bytes_per_s, self._arrived, self._pull_failed)
 
     @property
     def store(self) -> BlockStore:
@@ -71,6 +78,7 @@ class SimEngine:
         if self._runner is not None:
             raise RuntimeError("the engine has been started already")
         await asyncio.sleep(self.config.start_delay_s)
+        await self._server.start()
         self._runner = asyncio.create_task(self._run(), name=f"{self.engine_id} passes")
         return EngineInfo(
             model=self.config.model,
@@ -91,6 +99,8 @@ class SimEngine:
             return
         runner.cancel()
         await asyncio.wait((runner,))
+        await self._pulls.stop()
+        await self._server.stop()
         self._end_all()
 
     async def answer(self, call: EngineCall) -> EngineAnswer:
@@ -103,7 +113,7 @@ class SimEngine:
         if self._batch.waiting + request.n > self.config.max_waiting:
             raise Refused("full")
         answer = SimAnswer(request, call.request_id, request.model or self.config.model, int(time.time()), self._abort)
-        self._submit(answer, request, ids, call.salt)
+        self._submit(answer, request, ids, call)
         try:
             await answer.first_output
         except asyncio.CancelledError:
@@ -148,8 +158,8 @@ class SimEngine:
                 preemptions=self._batch.preemptions,
                 blocks=self._store.blocks,
                 block_tokens=self._store.block_tokens,
-                unclaimed_tokens=0,
-                claims_expired=0,
+                unclaimed_tokens=self._claims.unclaimed_tokens,
+                claims_expired=self._claims.expired_total,
             )
         )
 
@@ -171,37 +181,67 @@ class SimEngine:
             allowed = f"1 to {context - prompt_tokens} (context {context} less the prompt's {prompt_tokens} tokens)"
             raise BadInput(f"{request.max_tokens_field} is {request.max_tokens}; allowed: {allowed}", param=request.max_tokens_field)
 
-    def _submit(self, answer: SimAnswer, request: SimRequest, ids: bytes, salt: str) -> None:
-        adapter = request.model if request.model in self.config.adapters else ""
-        now = time.monotonic()
+    def _submit(self, answer: SimAnswer, request: SimRequest, ids: bytes, call: EngineCall) -> None:
+        adapter = request.model if request.model is not None and request.model in self.config.adapters else ""
         sequences = []
         for choice in range(request.n):
             words, reason = words_wanted(request, ids, choice, self.config.context_tokens)
-            sequences.append(
-                TokenSequence(
-                    ids,
-                    target=words,
-                    root=payload.root_row(self.config.kv_generation, salt, adapter or ""),
-                    root_hash=payload.root_hash(salt, adapter or ""),
-                    choice=choice,
-                    salt=salt,
-                    adapter=adapter or "",
-                    spaced_first=request.prompt.continues,
-                    owner=_Stream(answer, choice, reason, now, request.keep_kv),
-                )
+            sequence = TokenSequence(
+                ids,
+                target=words,
+                root=payload.root_row(self.config.kv_generation, call.salt, adapter),
+                root_hash=payload.root_hash(call.salt, adapter),
+                choice=choice,
+                salt=call.salt,
+                adapter=adapter,
+                spaced_first=request.prompt.continues,
+                remote=request.remote is not None,
+                owner=_Stream(answer, choice, reason, request, call.request_id),
             )
-            self._batch.submit(sequences[-1])
+            sequences.append(sequence)
+            self._batch.submit(sequence)
         self._answers[answer] = sequences
+        self._start_pulls()
+        self._wake.set()
+
+    def _start_pulls(self) -> None:
+        for sequence in self._batch.start_pulls():
+            stream: _Stream = sequence.owner
+            if stream.request.remote is None:
+                raise AssertionError("only remote sequences are pulled")
+            self._pulls.start(sequence, stream.request.remote, self._missing_bytes(sequence))
+
+    def _missing_bytes(self, sequence: TokenSequence) -> int:
+        return (sequence.prompt_tokens - (sequence.hit_tokens or 0)) * self._timing.kv_bytes_per_token
+
+    def _arrived(self, sequence: TokenSequence, rows: bytes, seconds: float) -> None:
+        self._metrics.pulls += 1
+        self._metrics.pulled_bytes += self._missing_bytes(sequence)
+        self._metrics.pull_seconds += seconds
+        self._batch.pulled(sequence, rows)
+        self._wake.set()
+
+    def _pull_failed(self, sequence: TokenSequence, failed: TransferFailed) -> None:
+        self._metrics.pulls_failed += 1
+        stream: _Stream = sequence.owner
+        self._drop(stream.answer, failed)
+
+    def _served(self, claim: Claim, first: int) -> None:
+        tokens = claim.tokens - first * self._store.block_tokens
+        self._metrics.served_bytes += tokens * self._timing.kv_bytes_per_token
         self._wake.set()
 
     def _abort(self, answer: SimAnswer) -> None:
-        sequences = self._answers.pop(answer, None)
-        if sequences is None:
-            return
-        for sequence in sequences:
+        if answer in self._answers:
+            self._metrics.finished["abort"] += 1
+            self._drop(answer, AnswerCut("the answer was aborted"))
+
+    def _drop(self, answer: SimAnswer, error: Exception) -> None:
+        """End an answer before its time and free what it holds."""
+        for sequence in self._answers.pop(answer, ()):
+            self._pulls.cancel(sequence)
             self._batch.finish(sequence)
-        self._metrics.finished["abort"] += 1
-        answer.fail(AnswerCut("the answer was aborted"))
+        answer.fail(error)
         self._wake.set()
 
     async def _run(self) -> None:
@@ -209,11 +249,12 @@ class SimEngine:
         try:
             ends = time.monotonic()
             while True:
+                self._claims.expire(time.monotonic())
                 planned = self._batch.step()
+                self._start_pulls()
                 self._publish()
                 if planned is None:
-                    self._wake.clear()
-                    await self._wake.wait()
+                    await self._idle()
                     ends = time.monotonic()
                     continue
                 ends = max(ends, time.monotonic() - _MOST_LAG_S) + planned.seconds
@@ -222,6 +263,18 @@ class SimEngine:
         except Exception:  # noqa: BLE001 -- a task's top: logged, and every answer ends with an error
             _log.exception("the engine failed; every answer is cut")
             self._end_all()
+
+    async def _idle(self) -> None:
+        """Wait until something changes: a request, a pull, freed blocks, or a claim whose time is over."""
+        self._wake.clear()
+        deadline = self._claims.next_deadline_s()
+        if deadline is None:
+            await self._wake.wait()
+            return
+        try:
+            await asyncio.wait_for(self._wake.wait(), max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            pass  # the caller lets the claim expire
 
     def _deliver(self, done: Pass) -> None:
         now = time.monotonic()
@@ -239,19 +292,36 @@ class SimEngine:
                 self._end(sequence, stream, "stop" if stopped else stream.reason)
 
     def _end(self, sequence: TokenSequence, stream: _Stream, reason: str) -> None:
-        self._batch.finish(sequence)
-        stream.answer.end(stream.choice, reason)
+        params = None
+        if stream.request.keep_kv:
+            params = self._keep(sequence, stream.request_id)
+        else:
+            self._batch.finish(sequence)
+        stream.answer.end(stream.choice, reason, params)
         if stream.answer.closed:
             del self._answers[stream.answer]
             self._metrics.finished[reason] += 1
             self._metrics.prompt_tokens += sequence.prompt_tokens
 
+    def _keep(self, sequence: TokenSequence, request_id: str) -> dict[str, object]:
+        """Pin a finished prefill's blocks; what the decode worker is to be told (protocol.md §4)."""
+        blocks = self._batch.detach(sequence)
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [blocks],
+            "remote_engine_id": self.engine_id,
+            "remote_request_id": self._claims.add(request_id, blocks, sequence.prompt_tokens, time.monotonic()),
+            "remote_host": self.config.transfer_host,
+            "remote_port": self._server.port,
+            "tp_size": 1,
+            "remote_num_tokens": sequence.prompt_tokens,
+        }
+
     def _end_all(self) -> None:
-        for answer, sequences in self._answers.items():
-            for sequence in sequences:
-                self._batch.finish(sequence)
-            answer.fail(AnswerCut("the engine was stopped"))
-        self._answers.clear()
+        for answer in list(self._answers):
+            self._drop(answer, AnswerCut("the engine was stopped"))
+        self._claims.clear()
         self._store.clear()
         self._publish()
 

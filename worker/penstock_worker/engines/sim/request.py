@@ -192,6 +192,8 @@ def _transfer(options: _Body, n: int, max_tokens: int | None) -> tuple[RemoteKv 
         return None, True
     if not params.do_remote_prefill:
         return None, False
+    if n != 1:
+        raise BadInput(f"n is {n}; allowed: 1 where kv_transfer_params.do_remote_prefill is true", param="n")
     host, port = params.remote_host, params.remote_port
     if not host or port is None or not 1 <= port <= 65_535 or not params.remote_engine_id or not params.remote_request_id:
         raise BadInput(
