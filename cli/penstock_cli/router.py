@@ -1,0 +1,85 @@
+"""The router process: settings in, a running router until it is told to stop, and an orderly drain.
+
+`penstock router` and `penstock up` call `run_router`. It raises the limit of open files, starts `penstock_router.app.Router`,
+and turns SIGTERM, SIGINT or POST /admin/drain into a drain. A second signal cuts what is left.
+"""
+
+import asyncio
+import contextlib
+import resource
+import signal
+from collections.abc import Callable, Iterator
+
+from penstock_dataplane.loop import run
+from penstock_router.app import Router
+from penstock_router.config import RouterConfig, Secrets
+from penstock_router.logs import configure, logger_of
+
+log = logger_of("process")
+
+SPARE_FILES = 256
+"""Descriptors for everything that is neither a client nor an upstream connection."""
+
+
+def raise_open_files(wanted: int) -> int:
+    """Raise RLIMIT_NOFILE to its hard limit and say so in the log when that is less than `wanted`. Gives the limit in force."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems refuse an unlimited soft limit; the old one stays
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        facts = {"limit": soft, "wanted": wanted}
+        log.warning("the hard limit of open files is too low for the connections that are allowed", extra={"facts": facts})
+    return soft
+
+
+def run_router(config: RouterConfig, secrets: Secrets, *, started: Callable[[str, int], None] | None = None) -> int:
+    """Run a router until it has drained. `started(host, port)` is called once it listens. Gives the process' exit status:
+    0 after a clean end, 1 when streams had to be cut. Raises ConfigError, KeyFileError or OSError when it cannot start."""
+    configure(config.log_level)
+    raise_open_files(2 * config.connections + SPARE_FILES)
+    return run(_serve(config, secrets, started))
+
+
+async def _serve(config: RouterConfig, secrets: Secrets, started: Callable[[str, int], None] | None) -> int:
+    router = Router(config, secrets)
+    try:
+        host, port = await router.start()
+        if started is not None:
+            started(host, port)
+        with _signals(router.drain_asked):
+            await router.drain_asked.wait()
+            log.info("draining", extra={"facts": {"deadline_s": config.drain_s, "exchanges": router.server.exchanges}})
+            router.drain_asked.clear()
+            clean = await _drain(router)
+        log.info("stopped", extra={"facts": {"clean": clean}})
+        return 0 if clean else 1
+    finally:
+        await router.close()
+
+
+async def _drain(router: Router) -> bool:
+    """Drain; a second signal ends the waiting."""
+    draining = asyncio.ensure_future(router.drain())
+    again = asyncio.ensure_future(router.drain_asked.wait())
+    await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    if draining.done():
+        return draining.result()
+    draining.cancel()
+    await asyncio.wait((draining, again))
+    return False
+
+
+@contextlib.contextmanager
+def _signals(asked: asyncio.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set the event while this lasts."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,140 @@
+"""What is not on the path of a request: health, readiness, metrics, and what the router knows of endpoints and decisions.
+
+An ordinary FastAPI app, mounted by `app` on the same port; `/docs` describes it. `/admin/*` asks for the admin key, or
+answers loopback addresses only where none is set. No bodies of `/v1/*` and no tokens come here.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from penstock_router.director import Decision, Director
+from penstock_router.endpoints import Directory, Served
+from penstock_router.keys import same_key
+
+_LOOPBACK = ("127.", "::1", "::ffff:127.")
+
+
+def admin_app(
+    *,
+    directory: Directory,
+    director: Director,
+    registry: CollectorRegistry,
+    admin_key: str,
+    draining: Callable[[], bool],
+    drain: Callable[[], None],
+) -> FastAPI:
+    """The app. `drain` begins a drain and returns at once."""
+    app = FastAPI(title="Penstock router", description="Health, metrics and administration; the OpenAI API is at /v1/.", redoc_url=None)
+
+    def allowed(request: Request) -> None:
+        if admin_key:
+            sent = request.headers.get("authorization")
+            if not same_key(sent.encode("latin-1") if sent is not None else None, admin_key):
+                raise HTTPException(401, "the admin key is missing or wrong; allowed: Authorization: Bearer <admin key>")
+        elif request.client is not None and not request.client.host.startswith(_LOOPBACK):
+            raise HTTPException(403, "no admin key is set, so /admin/* answers loopback addresses only")
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The event loop is alive."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz(response: Response) -> dict[str, Any]:
+        """Some model has a live endpoint, every index has been read, and no drain has begun."""
+        ready = directory.ready and not draining()
+        response.status_code = 200 if ready else 503
+        models = {each.name: {"endpoints": len(each.live), "index_warm": each.index.warm} for each in directory.models.values()}
+        return {"ready": ready, "draining": draining(), "models": models}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Everything of `penstock_router_*` and `penstock_kvindex_*`, in Prometheus' text form."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/admin/endpoints", dependencies=[Depends(allowed)])
+    async def endpoints() -> dict[str, Any]:
+        """Every live endpoint with its role and last reported load."""
+        return {"models": [_model(each) for each in directory.models.values()]}
+
+    @app.get("/admin/decisions", dependencies=[Depends(allowed)])
+    async def decisions(
+        limit: Annotated[int, Query(ge=1, le=100_000)] = 20,
+        request_id: Annotated[str | None, Query(max_length=200)] = None,
+        model: Annotated[str | None, Query(max_length=500)] = None,
+    ) -> dict[str, Any]:
+        """The last decisions, newest first; those with `candidates` say why the others lost."""
+        now = asyncio.get_running_loop().time()
+        found = [
+            each
+            for each in reversed(director.decisions)
+            if (request_id is None or each.request_id == request_id.encode()) and (model is None or each.model == model)
+        ]
+        return {"decisions": [_decision(each, now) for each in found[:limit]]}
+
+    @app.post("/admin/drain", status_code=202, dependencies=[Depends(allowed)])
+    async def begin_drain() -> dict[str, str]:
+        """Say not ready, take no new connections, finish streams, exit: the same as SIGTERM."""
+        drain()
+        return {"status": "draining"}
+
+    return app
+
+
+def _model(served: Served) -> dict[str, Any]:
+    return {
+        "model": served.name,
+        "index_warm": served.index.warm,
+        "chunks": served.chunks,
+        "tokens_per_byte": round(served.ratio.value, 4),
+        "endpoints": [
+            {
+                "id": one.id,
+                "url": one.record.url,
+                "role": one.record.role.value,
+                "pool": one.record.pool,
+                "epoch": f"{one.record.epoch:016x}",
+                "draining": one.draining,
+                "load": {name: getattr(one.load, name) for name in one.load.__struct_fields__} if one.load is not None else None,
+            }
+            for one in served.live
+        ],
+    }
+
+
+def _decision(decision: Decision, now: float) -> dict[str, Any]:
+    placement = decision.placement
+    shown: dict[str, Any] = {
+        "age_s": round(now - decision.ended_s, 3),
+        "request_id": decision.request_id.decode("latin-1"),
+        "model": decision.model,
+        "tenant": decision.tenant,
+        "outcome": decision.outcome.value,
+        "tried": decision.tried,
+        "prompt_tokens": decision.prompt_tokens,
+        "cached_tokens": decision.cached_tokens,
+        "ttft_s": decision.ttft_s,
+    }
+    if placement is not None:
+        shown["placement"] = {
+            "prefill": placement.prefill.id if placement.prefill else None,
+            "decode": placement.decode.id if placement.decode else None,
+            "hit_tokens": placement.hit_tokens,
+            "hit_chunks": placement.hit_chunks,
+            "ttft_s": placement.ttft_s,
+            "itl_s": placement.itl_s,
+            "reason": placement.reason,
+            "candidates": [{name: _finite(getattr(one, name)) for name in one.__struct_fields__} for one in placement.candidates],
+        }
+    return shown
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: shown as text."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return str(value) if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value

@@ -1,0 +1,136 @@
+"""One request on its way through the router, and the three ways out of the middle of it.
+
+`director` makes a Call and fills it in step by step, `dispatch` carries it out, `director` closes it in one `finally`. Values
+only: it holds no decision and does no I/O.
+"""
+
+from penstock_core.endpoint import Endpoint
+from penstock_core.errors import Outcome
+from penstock_core.placement import Placement
+from penstock_core.slo import Slo
+from penstock_dataplane.exchange import Exchange
+from penstock_dataplane.wire import HeaderList
+
+from penstock_router.endpoints import Served
+from penstock_router.keys import Tenant
+from penstock_router.openai import ChatRequest, Usage
+from penstock_router.prefixes import PromptKeys
+from penstock_router.scheduling import Booking
+
+
+class Ended(Exception):
+    """The request ends here with this outcome; `status` only where it is not the outcome's own (404 or 405 for a wrong path)."""
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.status = status
+
+
+class Answered(Exception):
+    """An upstream's own refusal of the client's request (4xx): it goes to the client as it is."""
+
+    def __init__(self, status: int, headers: HeaderList, body: bytes) -> None:
+        super().__init__(f"upstream answered {status}")
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class LegFailed(Exception):
+    """A leg failed before the client got a byte; another endpoint may be tried.
+
+    `reason` is one of a fixed few words (a metric label). `kv_kept`: the endpoint never began, so a prefill made for it can
+    still be claimed by another.
+    """
+
+    def __init__(self, endpoint: Endpoint, reason: str, detail: str, *, kv_kept: bool = False) -> None:
+        super().__init__(f"{endpoint.id}: {detail}")
+        self.endpoint = endpoint
+        self.reason = reason
+        self.kv_kept = kv_kept
+
+
+class Call:
+    """What is known of one request so far. Each field is set once, by the step named beside it, unless it says otherwise."""
+
+    __slots__ = (
+        "admitted",
+        "booking",
+        "cached_tokens",
+        "chat",
+        "deadline_s",
+        "exchange",
+        "excluded",
+        "explain",
+        "first_s",
+        "headers",
+        "message",
+        "outcome",
+        "placed_s",
+        "placement",
+        "prefill_failures",
+        "prefill_reason",
+        "prefill_usage",
+        "priority",
+        "prompt",
+        "prompt_tokens",
+        "received_s",
+        "request_id",
+        "salt",
+        "served",
+        "session",
+        "slo",
+        "tenant",
+        "tried",
+        "undivided",
+        "usage",
+    )
+
+    chat: ChatRequest
+    served: Served
+    tenant: Tenant
+    slo: Slo
+
+    def __init__(self, exchange: Exchange, deadline_s: float) -> None:
+        self.exchange = exchange
+        self.received_s = exchange.request.received_s
+        self.deadline_s = deadline_s  # loop time; handed to every leg
+        self.request_id = b""
+        # director, reading the head and the body
+        self.headers: list[tuple[bytes, bytes]] = []  # sent on with each leg
+        self.salt = b""
+        self.priority = 0
+        self.session: str | None = None
+        self.explain = False
+        self.admitted = False
+        self.prompt: PromptKeys | None = None
+        self.prompt_tokens = 0  # estimated, then as counted by a worker
+        # dispatch, once per attempt
+        self.excluded: frozenset[str] = frozenset()
+        self.booking: Booking | None = None
+        self.placement: Placement | None = None
+        self.placed_s = 0.0
+        self.tried = 0
+        self.undivided = False
+        self.prefill_failures = 0
+        self.prefill_reason = ""
+        self.prefill_usage: Usage | None = None
+        # dispatch, from the answer
+        self.first_s = 0.0  # loop time of the first content sent to the client; 0: none yet
+        self.cached_tokens: int | None = None
+        self.usage: Usage | None = None
+        # how it ended; CLIENT_GONE stands until something else is known, because a cancelled task ends without a word
+        self.outcome = Outcome.CLIENT_GONE
+        self.message = ""

@@ -1,0 +1,124 @@
+"""Brings an upstream's answer to the client: whole answers in one write, streams spliced chunk by chunk.
+
+`dispatch` calls `deliver` with a 2xx response. As long as the client has no byte, a failure is LegFailed and another
+endpoint is tried; after the first byte a broken stream ends with an error event and a cut connection, never silently.
+"""
+
+import asyncio
+
+from penstock_core.endpoint import Endpoint, Load
+from penstock_core.errors import Outcome
+from penstock_core.facts import HEADER as FACTS_HEADER
+from penstock_core.facts import Facts, decode_facts
+from penstock_dataplane.client import Response
+from penstock_dataplane.errors import UpstreamError
+from penstock_dataplane.relay import Ending, relay
+from penstock_dataplane.wire import HeaderList
+
+from penstock_router.call import Call, LegFailed
+from penstock_router.legs import Legs, out_of_time
+from penstock_router.metrics import Figures
+from penstock_router.openai import CHAT, COMPLETIONS, error_event, merge_usage, read_usage
+from penstock_router.stream_tap import StreamTap
+
+_GENERATION = frozenset({CHAT, COMPLETIONS})
+_DROPPED = frozenset({b"x-request-id", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date"})
+
+
+def client_headers(call: Call, upstream: HeaderList) -> list[tuple[bytes, bytes]]:
+    """The upstream's response headers without those between router and worker, with the request id and the explanation."""
+    headers = [pair for pair in upstream if pair[0] not in _DROPPED and not pair[0].startswith(b"x-penstock-")]
+    headers.append((b"x-request-id", call.request_id))
+    if call.explain:
+        headers.append((b"x-penstock-placement", explanation(call)))
+    return headers
+
+
+def explanation(call: Call) -> bytes:
+    """The explain header's value: `prefill=<id>;decode=<id>;hit_tokens=<n>;ttft_ms=<predicted>;reason=<word>`."""
+    placement = call.placement
+    if placement is None:
+        return b"none"
+    prefill = placement.prefill.id if placement.prefill else ""
+    decode = placement.decode.id if placement.decode else ""
+    ttft = f"{placement.ttft_s * 1e3:.1f}" if placement.ttft_s is not None else ""
+    text = f"prefill={prefill};decode={decode};hit_tokens={placement.hit_tokens};ttft_ms={ttft};reason={placement.reason}"
+    return text.encode("ascii", "replace")
+
+
+def learn(call: Call, endpoint: Endpoint, facts: Facts, now: float) -> None:
+    """What a worker counted and reported with its answer: the request's true tokens, the model's ratio, the worker's load."""
+    if facts.prompt_tokens:
+        call.cached_tokens = facts.hit_tokens
+        call.prompt_tokens = facts.prompt_tokens
+        call.served.ratio.learn(len(call.chat.canonical), facts.prompt_tokens)
+        if call.booking is not None:
+            call.booking.facts(facts.hit_tokens, facts.prompt_tokens, now)
+    load = Load(facts.running, facts.waiting, facts.prefill_tokens, facts.kv_used, facts.kv_total)
+    call.served.scheduler.report(endpoint.id, load, now)
+
+
+class Deliverer:
+    """Delivers answers; one a router."""
+
+    def __init__(self, legs: Legs, figures: Figures, *, stall_timeout_s: float) -> None:
+        self._legs = legs
+        self._figures = figures
+        self._stall_timeout_s = stall_timeout_s
+
+    async def deliver(self, call: Call, endpoint: Endpoint, response: Response) -> None:
+        """Answer the client from `response`. Sets the outcome; raises LegFailed or Ended while the client has no byte."""
+        response.set_waits(call.deadline_s, self._stall_timeout_s)
+        facts = decode_facts(response.header(FACTS_HEADER))
+        if facts is not None and call.prefill_usage is None:
+            learn(call, endpoint, facts, asyncio.get_running_loop().time())
+        if call.chat.stream and (response.header(b"content-type") or b"").startswith(b"text/event-stream"):
+            await self._stream(call, endpoint, response)
+        else:
+            await self._whole(call, endpoint, response)
+
+    async def _whole(self, call: Call, endpoint: Endpoint, response: Response) -> None:
+        if call.booking is not None:
+            call.booking.first_token(asyncio.get_running_loop().time())
+        try:
+            body = await response.read()
+        except UpstreamError as error:
+            raise self._legs.failure(call, endpoint, error) from None
+        if call.chat.path in _GENERATION:
+            call.usage, _ = read_usage(body)
+            if call.prefill_usage is not None:
+                body = merge_usage(body, call.prefill_usage)
+        call.outcome = Outcome.OK
+        call.exchange.respond(response.status, client_headers(call, response.headers), body)
+
+    async def _stream(self, call: Call, endpoint: Endpoint, response: Response) -> None:
+        generation = call.chat.path in _GENERATION
+        itl_s = self._figures.model(call.served.name).itl
+        tap = StreamTap(call, response.status, client_headers(call, response.headers), itl_s, edits=generation)
+        # Without a length or chunks, only the end mark tells a whole answer from one that was cut.
+        framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in response.headers)
+        exchange = call.exchange
+        result = await relay(response, exchange, tap, finish=False)
+        if result.ending is Ending.CLIENT_GONE:
+            call.outcome = Outcome.CLIENT_GONE
+        elif result.error is not None:
+            if not exchange.started:
+                raise self._legs.failure(call, endpoint, result.error)
+            late = asyncio.get_running_loop().time() >= call.deadline_s
+            message = out_of_time(call).message if late else f"the answer broke off: {result.error}"
+            await self._break_off(call, Outcome.DEADLINE_EXCEEDED if late else Outcome.UPSTREAM_FAILED, message)
+        elif not exchange.started:
+            raise LegFailed(endpoint, "garbage", "answered an empty stream")
+        elif generation and not framed and not tap.ended_with_done:
+            await self._break_off(call, Outcome.UPSTREAM_FAILED, "the answer broke off: the upstream closed before its end mark")
+        else:
+            call.outcome = Outcome.OK
+            exchange.finish(tap.rest)
+
+    async def _break_off(self, call: Call, outcome: Outcome, message: str) -> None:
+        """End a stream that the client has begun to read: an error event, then the connection closes."""
+        call.outcome, call.message = outcome, message
+        exchange = call.exchange
+        exchange.write(error_event(outcome, message))
+        await exchange.drain()
+        exchange.abort()

@@ -1,0 +1,278 @@
+"""The path of one request: who asks, for what, may it start, where does it go, and the one way in which it ended.
+
+The data plane's server calls `handle` for every `/v1/*` request. Each step takes what the steps before have put into the
+Call; whatever happens, `_close` writes metrics, log line and decision once. No sockets and no statuses of upstreams here.
+"""
+
+import asyncio
+from collections import deque
+from random import Random
+from time import time
+
+import msgspec
+from penstock_core.errors import BadInput, Outcome
+from penstock_core.placement import Placement
+from penstock_core.prompt import ChunkHasher, start_bytes
+from penstock_dataplane.exchange import Exchange
+
+from penstock_router.admission import Admission
+from penstock_router.call import Answered, Call, Ended
+from penstock_router.config import RouterConfig, Secrets
+from penstock_router.deliver import client_headers
+from penstock_router.dispatch import Dispatch
+from penstock_router.endpoints import Directory
+from penstock_router.given import model_card, models_body
+from penstock_router.head import Head, read_head, slo_of
+from penstock_router.keys import KeyRing, priority_of, tenant_salt
+from penstock_router.logs import logger_of
+from penstock_router.metrics import UNKNOWN_MODEL, Figures
+from penstock_router.openai import CAPABILITIES, error_body, parse
+from penstock_router.prefixes import PromptKeys
+from penstock_router.scheduling import Ask
+
+log = logger_of("director")
+
+MODELS = "/v1/models"
+_JSON = (b"content-type", b"application/json")
+_PASSED_ON_OUTCOMES = {
+    401: Outcome.UNAUTHORIZED,
+    403: Outcome.FORBIDDEN,
+    404: Outcome.MODEL_NOT_FOUND,
+    413: Outcome.BODY_TOO_LARGE,
+}
+_QUIET = frozenset({Outcome.OK, Outcome.CLIENT_GONE})
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What is kept of a request for `penstock explain`."""
+
+    ended_s: float
+    """Loop time."""
+    request_id: bytes
+    model: str
+    tenant: str
+    outcome: Outcome
+    placement: Placement | None
+    tried: int
+    prompt_tokens: int
+    cached_tokens: int | None
+    ttft_s: float | None
+    """Measured; None before a first token and for whole answers."""
+
+
+class Director:
+    """Handles requests; one a router. State: the ring of decisions and the turn counter for keeping candidates."""
+
+    def __init__(
+        self,
+        *,
+        config: RouterConfig,
+        secrets: Secrets,
+        directory: Directory,
+        dispatch: Dispatch,
+        admission: Admission,
+        keys: KeyRing,
+        figures: Figures,
+        rng: Random,
+    ) -> None:
+        self._config = config
+        self._secrets = secrets
+        self._directory = directory
+        self._dispatch = dispatch
+        self._admission = admission
+        self._keys = keys
+        self._figures = figures
+        self._rng = rng
+        self._count = 0
+        self._started_s = int(time())
+        self.decisions: deque[Decision] = deque(maxlen=config.decisions_kept)
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer one request, whatever it is. Cancelled when the client leaves before an answer has begun."""
+        self._figures.active += 1
+        call = Call(exchange, exchange.request.received_s + self._config.deadline_s)
+        try:
+            head = read_head(exchange.request.headers, self._rng, forward_authorization=self._config.forward_authorization)
+            call.request_id, call.headers = head.request_id, head.forwarded
+            await self._serve(call, head)
+        except Ended as ended:
+            self._refuse(call, ended)
+        except Answered as answered:
+            call.outcome = _PASSED_ON_OUTCOMES.get(answered.status, Outcome.BAD_REQUEST)
+            call.message = f"{answered}"
+            exchange.respond(answered.status, client_headers(call, answered.headers), answered.body)
+        except Exception as error:
+            log.exception("request failed inside the router", extra={"facts": {"request_id": call.request_id.decode("latin-1")}})
+            self._refuse(call, Ended(Outcome.UPSTREAM_FAILED, f"the router failed on this request ({type(error).__name__})", status=500))
+        finally:
+            self._close(call)
+
+    async def _serve(self, call: Call, head: Head) -> None:
+        tenant = self._keys.tenant_of(head.authorization)
+        if tenant is None:
+            said = "the API key is not known" if head.authorization else "no API key was sent"
+            raise Ended(Outcome.UNAUTHORIZED, f"{said}; allowed: Authorization: Bearer <key>")
+        call.tenant = tenant
+        request = call.exchange.request
+        if request.method != "POST" or request.path not in CAPABILITIES:
+            self._other(call)
+            return
+        try:
+            call.chat = parse(request.path, request.body)
+            call.priority = priority_of(head.priority, tenant)
+        except BadInput as error:
+            raise Ended(Outcome.BAD_REQUEST, str(error), param=error.param) from None
+        except ValueError as error:
+            raise Ended(Outcome.BAD_REQUEST, str(error), param="x-penstock-priority") from None
+        found = self._directory.resolve(call.chat.model)
+        if found is None:
+            raise self._no_such_model(call.chat.model)
+        call.served, adapter = found
+        call.slo = slo_of(head, call.served.slo)
+        call.explain, call.session = head.explain, head.session
+        now = asyncio.get_running_loop().time()
+        retry_after_s = self._admission.admit(call.served.name, now)
+        if retry_after_s is not None:
+            message = (
+                f"{self._admission.active_in(call.served.name)} requests of {call.served.name} are being served, and no more may start"
+            )
+            raise Ended(Outcome.QUEUE_FULL, message, retry_after_s=retry_after_s)
+        call.admitted = True
+        await self._dispatch.run(call, self._ask(call, adapter))
+
+    def _ask(self, call: Call, adapter: str) -> Ask:
+        """What the scheduler is told: the prompt's estimated tokens, and who holds its beginning."""
+        chat, served = call.chat, call.served
+        ratio = served.ratio.value
+        call.prompt_tokens = max(1, int(len(chat.canonical) * ratio))
+        hits = hits_by_id = None
+        call.salt = tenant_salt(call.tenant, self._secrets.chunk_secret)
+        if len(chat.canonical) >= served.chunk_bytes:
+            start = start_bytes(salt=call.salt, adapter=adapter, rendering=chat.rendering)
+            call.prompt = PromptKeys(ChunkHasher(chat.canonical, start, self._secrets.chunk_secret, served.chunk_bytes))
+            hits, hits_by_id = served.cache.find(call.prompt)
+        self._count += 1
+        return Ask(
+            request_id=call.request_id.decode("ascii"),
+            prompt_tokens=call.prompt_tokens,
+            tokens_per_chunk=served.chunk_bytes * ratio,
+            hits=hits,
+            hits_by_id=hits_by_id,
+            max_tokens=chat.max_tokens,
+            slo=call.slo,
+            undivided=chat.undivided,
+            capability=chat.capability,
+            adapter=adapter,
+            session=call.session,
+            explain=call.explain or self._count % self._config.explain_every == 0,
+        )
+
+    def _no_such_model(self, model: str) -> Ended:
+        served = ", ".join(name for name, _ in self._directory.listing())
+        return Ended(Outcome.MODEL_NOT_FOUND, f"model is {model[:200]!r}; allowed: {served or 'none is served now'}", param="model")
+
+    def _other(self, call: Call) -> None:
+        """GET /v1/models and /v1/models/NAME; anything else is not there."""
+        request = call.exchange.request
+        if request.path in CAPABILITIES:
+            raise Ended(Outcome.BAD_REQUEST, f"method is {request.method}; allowed: POST", status=405)
+        if request.method != "GET" or not request.path.startswith(MODELS):
+            raise Ended(Outcome.BAD_REQUEST, f"path is {request.path[:200]}; allowed: {', '.join((*CAPABILITIES, MODELS))}", status=404)
+        listing = list(self._directory.listing())
+        name = request.path[len(MODELS) + 1 :]
+        body = models_body(listing, self._started_s)
+        if name:
+            card = next((model_card(one, parent, self._started_s) for one, parent in listing if one == name), None)
+            if card is None:
+                raise self._no_such_model(name)
+            body = card
+        call.outcome = Outcome.OK
+        call.exchange.respond(200, [_JSON, (b"x-request-id", call.request_id)], msgspec.json.encode(body))
+
+    def _refuse(self, call: Call, ended: Ended) -> None:
+        """The one place where an outcome becomes a status and a body."""
+        call.outcome, call.message = ended.outcome, ended.message
+        if call.exchange.started:
+            call.exchange.abort()
+            return
+        headers = [_JSON, (b"x-request-id", call.request_id)]
+        if ended.retry_after_s is not None:
+            headers.append((b"retry-after", str(ended.retry_after_s).encode()))
+        if ended.outcome is Outcome.UNAUTHORIZED:
+            headers.append((b"www-authenticate", b"Bearer"))
+        status = ended.status or ended.outcome.status
+        if not call.exchange.gone:
+            call.exchange.respond(status, headers, error_body(ended.outcome, ended.message, ended.param))
+
+    def _close(self, call: Call) -> None:
+        """Release and write down, once, however it ended."""
+        now = asyncio.get_running_loop().time()
+        self._figures.active -= 1
+        if call.booking is not None:
+            finished = call.outcome is Outcome.OK and call.usage is not None
+            call.booking.done(now, call.usage.completion_tokens if finished and call.usage is not None else None)
+            call.placement = call.booking.placement
+        name = UNKNOWN_MODEL
+        if call.admitted:
+            name = call.served.name
+            self._admission.release(name, now)
+        elif hasattr(call, "served"):
+            name = call.served.name
+        self._measure(call, name)
+        if call.outcome not in _QUIET:
+            self._log(call, name, now)
+        if call.placement is not None and self._config.decisions_kept:
+            self._keep(call, name, now)
+
+    def _measure(self, call: Call, name: str) -> None:
+        figures = self._figures.model(name)
+        figures.outcomes[call.outcome] += 1
+        placement = call.placement
+        if placement is None:
+            return
+        figures.queue.observe(call.placed_s - call.received_s)
+        if call.first_s:
+            figures.ttft.observe(call.first_s - call.received_s)
+            if placement.ttft_s:
+                figures.ttft_error.observe((call.first_s - call.placed_s - placement.ttft_s) / placement.ttft_s)
+        if call.prompt_tokens:
+            figures.hit_ratio.observe(min(1.0, placement.hit_tokens / call.prompt_tokens))
+            cached = _cached(call)
+            if cached is not None:
+                figures.hit_error.observe((cached - placement.hit_tokens) / call.prompt_tokens)
+
+    def _log(self, call: Call, name: str, now: float) -> None:
+        facts = {
+            "request_id": call.request_id.decode("latin-1"),
+            "model": name,
+            "outcome": call.outcome.value,
+            "tried": call.tried,
+            "seconds": round(now - call.received_s, 4),
+        }
+        level = log.warning if call.outcome.status >= 500 else log.info
+        level(call.message, extra={"facts": facts})
+
+    def _keep(self, call: Call, name: str, now: float) -> None:
+        ttft_s = call.first_s - call.received_s if call.first_s else None
+        self.decisions.append(
+            Decision(
+                now,
+                call.request_id,
+                name,
+                call.tenant.tenant,
+                call.outcome,
+                call.placement,
+                call.tried,
+                call.prompt_tokens,
+                _cached(call),
+                ttft_s,
+            )
+        )
+
+
+def _cached(call: Call) -> int | None:
+    """The engine's own cached-token count of the leg that prefilled, where it says so."""
+    if call.cached_tokens is not None:
+        return call.cached_tokens
+    usage = call.prefill_usage or call.usage
+    return usage.cached_tokens if usage is not None else None
