@@ -5,6 +5,7 @@ write; a streamed one waits for the client between pieces, so its memory is boun
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -14,13 +15,23 @@ from penstock_dataplane.exchange import Exchange
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+log = logging.getLogger(__name__)
+
 AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 async def serve_app(app: AsgiApp, exchange: Exchange) -> None:
-    """Run `app` to its end for this exchange. Its exceptions pass through; an unfinished response is the caller's to deal with."""
+    """Run `app` to its end for this exchange. Its exceptions pass through; an unfinished response is the caller's to deal with.
+
+    What an app raises because its client has gone is no failure of the app: it ends the run quietly.
+    """
     call = _Call(exchange)
-    await app(_scope(exchange), call.receive, call.send)
+    try:
+        await app(_scope(exchange), call.receive, call.send)
+    except Exception as error:
+        if not call.refused_to_send:
+            raise
+        log.debug("app stopped at %s: the client has gone (%r)", exchange.request.path, error)
 
 
 def _scope(exchange: Exchange) -> dict[str, Any]:
@@ -46,10 +57,11 @@ def _scope(exchange: Exchange) -> dict[str, Any]:
 class _Call:
     """The receive and send sides of one run of the app."""
 
-    __slots__ = ("_body_given", "_exchange", "_gone", "_head")
+    __slots__ = ("_body_given", "_exchange", "_gone", "_head", "refused_to_send")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self.refused_to_send = False
         self._body_given = False
         self._head: tuple[int, list[tuple[bytes, bytes]]] | None = None
         self._gone: asyncio.Event = asyncio.Event()
@@ -65,6 +77,7 @@ class _Call:
     async def send(self, message: Message) -> None:
         exchange = self._exchange
         if exchange.gone:
+            self.refused_to_send = True
             raise OSError("the client has gone")  # what ASGI 2.4 asks for
         if message["type"] == "http.response.start":
             self._head = (message["status"], [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ())])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TCP_CLOSED = 7
+_TCP_CLOSE_WAIT = 8
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -41,6 +42,7 @@ class ServerConnection(asyncio.Protocol):
         "_loop",
         "_parser",
         "_peer",
+        "_probed",
         "_reading",
         "_transport",
         "deadline_s",
@@ -58,6 +60,7 @@ class ServerConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._held = bytearray()  # input behind the running exchange, not parsed yet
         self._eof = False
+        self._probed = False
         self._reading = True
         self.phase = Phase.IDLE
         self.deadline_s = math.inf
@@ -109,10 +112,14 @@ class ServerConnection(asyncio.Protocol):
             return False
         # The client has closed, or has ended only its sending side and still reads. Serve on; an interim response, which every
         # HTTP/1.1 client ignores, makes a closed one answer with a reset.
-        if not exchange.started and exchange.request.http11:
-            self._transport.write(_CONTINUE)
+        self._probe(exchange)
         self.server.watch_departure(self)
         return True
+
+    def _probe(self, exchange: Exchange) -> None:
+        self._probed = True
+        if not exchange.started and exchange.request.http11:
+            self._transport.write(_CONTINUE)
 
     # requests
 
@@ -270,9 +277,12 @@ class ServerConnection(asyncio.Protocol):
         sock = self._transport.get_extra_info("socket")
         if sock is None or sock.family not in _INTERNET or not hasattr(socket, "TCP_INFO"):
             return None
-        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSED:
+        state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        if state == _TCP_CLOSED:
             self._transport.abort()
             return True
+        if state == _TCP_CLOSE_WAIT and not self._probed:
+            self._probe(self._exchange)  # its end of sending lies behind input that we are not reading
         return False
 
     @property

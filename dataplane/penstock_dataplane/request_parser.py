@@ -63,6 +63,7 @@ class RequestParser:
 
     __slots__ = (
         "_body",
+        "_body_came",
         "_chunked",
         "_dry_bytes",
         "_headers",
@@ -100,6 +101,7 @@ class RequestParser:
         self._upgrade = False
         self._keep_alive = True
         self._http11 = True
+        self._body_came = False  # since the last count
         self._dry_bytes = 0  # input since the last body byte: head, trailers, chunk extensions
         self._method: bytes | None = None  # known beforehand only after an upgrade was declined
         self.head_done = False
@@ -157,6 +159,10 @@ class RequestParser:
 
     def _account(self, size: int) -> None:
         """Count input that brought no body; stop at a head, trailers or chunk extensions over the limit."""
+        if self._body_came:
+            self._body_came = False
+            self._dry_bytes = 0
+            return
         self._dry_bytes += size
         limit = self._limits.header_bytes
         if self._dry_bytes > limit and (self._chunked or not self.head_done):
@@ -232,12 +238,10 @@ class RequestParser:
             if self._chunked:
                 self._stop(400, "transfer-encoding is not part of HTTP/1.0")
         if self._llhttp.should_upgrade():
-            if self._llhttp.get_method() == b"CONNECT":
-                self._stop(405, "CONNECT is not served")
             self._upgrade = True
 
     def on_body(self, data: bytes) -> None:
-        self._dry_bytes = 0
+        self._body_came = True
         body = self._body
         if not body:
             self._body = data
@@ -274,6 +278,8 @@ class RequestParser:
         self._reset()
 
     def _absolute_form(self) -> tuple[bytes, bytes]:
+        if self._llhttp.get_method() == b"CONNECT":
+            self._stop(405, "CONNECT is not served")
         try:
             url = httptools.parse_url(self._url)
         except httptools.HttpParserError:
