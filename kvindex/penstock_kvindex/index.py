@@ -1,9 +1,10 @@
 """The contract of the shared index: registry with leases, KV batches, a warm copy and a tail. One instance a served model.
 
 `memory.py` (one process) and `redis.py` (a fleet) implement it and pass the same contract suite. Workers call the first
-half through `publisher`, routers the second half through `mirror`. Slots are 0..65535; a slot is not given out again
+half through `publisher`, routers the second half through `tail`. Slots are 0..65535; a slot is not given out again
 until a janitor has taken it out of the table. All calls raise `IndexUnavailable` when the shared store cannot be
-reached within their time-out, and change nothing then or the whole of it.
+reached within their time-out, and have changed nothing then or the whole of it (`republish` and `sweep`: some pieces).
+Calling again after that is always safe: a batch that has been applied is applied no second time.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,21 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from penstock_core.endpoint import Load, WorkerRecord
+from penstock_core.errors import PenstockError
 from penstock_core.kv_events import KvBatch, KvState
 
 LAYOUT_VERSION = 1
 LEASE_S = 5.0
 RENEW_S = 1.0
 LEAST_LOAD_INTERVAL_S = 0.1
+FORGET_S = 60.0
+"""How long after its lease ran out a slot goes to the janitor; until then the worker may come back to what the table holds."""
+DEFAULT_MAX_CHUNKS = 4_000_000
+MOST_SLOTS = 1 << 16
+
+
+class NoFreeSlot(PenstockError):
+    """All slots are taken or wait for the janitor; register again after its next pass."""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -46,12 +56,17 @@ class Registry(msgspec.Struct, frozen=True):
 
 
 class TailEntry(msgspec.Struct, frozen=True):
-    """One batch of one slot from the stream; `age_s` is seconds since it was appended, by the store's clock."""
+    """One batch of one slot from the stream; `age_s` is seconds since it was appended, by the store's clock.
+
+    `republished`: not a change but the news that the slot's chunks were replaced as a whole as of this sequence; the batch is
+    empty, and who does not already stand at its sequence reloads the slot.
+    """
 
     position: str
     slot: int
     batch: KvBatch
     age_s: float
+    republished: bool = False
 
 
 class Tail(msgspec.Struct, frozen=True):
@@ -63,9 +78,15 @@ class Tail(msgspec.Struct, frozen=True):
 
 
 class Warm(msgspec.Struct, frozen=True):
-    """The table as of `position`: flat arrays, key i is held by slots[offsets[i]:offsets[i + 1]] (sorted)."""
+    """The table as of `position`: flat arrays, key i is held by slots[offsets[i]:offsets[i + 1]] (sorted).
 
+    `heads`: epoch and last sequence by slot at that position, from which to follow the stream. The table may already have
+    changes that come after it: applying them again gives the same.
+    """
+
+    incarnation: str
     position: str
+    heads: dict[int, tuple[int, int]]
     keys: NDArray[np.uint64]
     offsets: NDArray[np.int64]
     slots: NDArray[np.uint16]
@@ -75,9 +96,10 @@ class SharedIndex(Protocol):
     """See the module. Every method is one round trip, except `warm`, `state_of` and `sweep`, which are incremental."""
 
     async def register(self, record: WorkerRecord) -> Lease:
-        """Take a free slot (or the one this record's epoch already has), write record and lease, start at sequence 0.
+        """Take a free slot and start it at sequence 0, or keep the slot and sequence this record's epoch already has; write
+        record and lease. Another epoch of the same id loses its slot to the janitor at once.
 
-        An older epoch of the same id loses its slot to the janitor at once. Raises PenstockError when all slots are taken.
+        Raises NoFreeSlot when all are taken.
         """
 
     async def renew(self, lease: Lease, epoch: int, load: Load | None) -> bool:
@@ -96,7 +118,10 @@ class SharedIndex(Protocol):
         """All registered workers, live or not."""
 
     async def tail(self, position: str, wait_s: float) -> Tail:
-        """Batches after `position` (`"0"`: from the oldest kept), waiting up to `wait_s` for the first. Bounded in number."""
+        """Batches after `position` (`"0"`: from the oldest kept), waiting up to `wait_s` for the first. Bounded in number.
+
+        Positions are never used twice, not even by a store that came back empty: an old one shows as `trimmed` there.
+        """
 
     async def warm(self) -> Warm:
         """The whole table, read incrementally; tailing from its position gives everything after it (at least once)."""
