@@ -82,6 +82,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     connections: int = 16_384
     inline_body_bytes: int = 4_096
     """A longer body is rendered and hashed off the event loop."""
+    announce_path: str = ""
+    """File that gets the worker's URL once it is ready, written whole; empty: none."""
+    parent_pid: int = 0
+    """End when this parent process ends (Linux); 0: live on."""
     restarts: int = 0
     """How often the fleet has restarted this replica; only reported."""
     log_level: str = "info"
@@ -131,6 +135,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "body_bytes": (1_024, 1 << 30, "bytes"),
     "connections": (1, 1_000_000, "connections"),
     "inline_body_bytes": (0, 1 << 30, "bytes"),
+    "parent_pid": (0, 1 << 31, ""),
     "restarts": (0, 1 << 62, "restarts"),
 }
 """What is allowed for each number: lowest, highest, unit."""

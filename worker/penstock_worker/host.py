@@ -88,19 +88,25 @@ class Host:
 
     def load(self) -> Load:
         """The engine's, with the host's own word on draining."""
-        load = self._engine.load() if self._info is not None else Load()
+        load = self._engine.load() if self.ready else Load()
         return msgspec.structs.replace(load, draining=True) if self.draining else load
 
     @property
     def draining(self) -> bool:
         return self._draining is not None
 
-    def drain(self) -> None:
+    @property
+    def ready(self) -> bool:
+        return self._info is not None
+
+    def drain(self, on_drained: Callable[[], None] | None = None) -> None:
         """Refuse new requests, let running ones end, leave the registry, set `drained`. Twice is once."""
         if self._draining is None:
             if self._answering is not None:
                 self._answering.draining = True
             self._draining = asyncio.get_running_loop().create_task(self._drain(), name="drain")
+        if on_drained is not None:
+            self._draining.add_done_callback(lambda _: on_drained())
 
     async def stop(self) -> None:
         """Leave the registry and end everything; what still runs is cut."""
@@ -185,10 +191,10 @@ class Host:
         return request.peer.startswith(("127.", "::1:", "[::1]:"))
 
     def _health(self, exchange: Exchange) -> None:
-        exchange.respond(200 if self._info is not None else 503, [_TEXT_TYPE], b"" if self._info is not None else b"starting\n")
+        exchange.respond(200 if self.ready else 503, [_TEXT_TYPE], b"" if self.ready else b"starting\n")
 
     def _metrics_page(self, exchange: Exchange) -> None:
-        exchange.respond(200, [_TEXT_TYPE], self._metrics.text(self._engine.metrics_text() if self._info is not None else ""))
+        exchange.respond(200, [_TEXT_TYPE], self._metrics.text(self._engine.metrics_text() if self.ready else ""))
 
     def _models(self, exchange: Exchange) -> None:
         names = () if self._info is None else (self._info.model, *self._info.adapters)
