@@ -146,7 +146,14 @@ def main() -> None:
             f"{middle['first_token']:>8.2f}{middle['token']:>8.3f}{middle['done']:>8.2f}"
         )
         results.append(
-            {"policy": policy.strip(), "endpoints": size, "prompt_tokens": prompt, "to_reach_us": TO_REACH_US[size], "runs_us": place, **middle}
+            {
+                "policy": policy.strip(),
+                "endpoints": size,
+                "prompt_tokens": prompt,
+                "to_reach_us": TO_REACH_US[size],
+                "runs_us": place,
+                **middle,
+            }
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(

@@ -97,6 +97,20 @@ def batch(rows: Floats, r: int) -> tuple[float, float]:
 
 
 @_compiled
+def trim(rows: Floats, r: int) -> None:
+    """Keep D ≤ U and X ≤ what is not computed.
+
+    Foreign prompts never get a first token that we see, so what is computed beyond our own bookings is taken for theirs.
+    """
+    foreign = rows[r, col.COMPUTED] - rows[r, col.BOOKED]
+    if foreign > 0.0:
+        rows[r, col.FOREIGN_PROMPT] = max(0.0, rows[r, col.FOREIGN_PROMPT] - foreign)
+        rows[r, col.COMPUTED] = rows[r, col.BOOKED]
+    waiting = rows[r, col.BOOKED] + rows[r, col.FOREIGN_PROMPT] - rows[r, col.COMPUTED]
+    rows[r, col.PASSING] = min(rows[r, col.PASSING], waiting)
+
+
+@_compiled
 def advance(rows: Floats, r: int, now: float) -> None:
     """Let the passes that are over by `now` be over: D += X, and the next one forms.
 
@@ -122,10 +136,7 @@ def advance(rows: Floats, r: int, now: float) -> None:
         rows[r, col.PASSING] = 0.0
         rows[r, col.PASS_START_S] = end
         waiting -= x
-    foreign = rows[r, col.COMPUTED] - rows[r, col.BOOKED]
-    if foreign > 0.0:  # foreign tokens never get a first token that we see: what is computed beyond ours is theirs
-        rows[r, col.FOREIGN_PROMPT] = max(0.0, rows[r, col.FOREIGN_PROMPT] - foreign)
-        rows[r, col.COMPUTED] = rows[r, col.BOOKED]
+    trim(rows, r)
 
 
 @_compiled
@@ -422,14 +433,6 @@ def least_running(
         if hit > best_hit or (hit == best_hit and (running < least or (running == least and draw > luck))):
             best, best_hit, least, luck = i, hit, running, draw
     return best
-
-
-@_compiled
-def trim(rows: Floats, r: int) -> None:
-    """Keep D ≤ U and X ≤ U − D after tokens have left."""
-    whole = rows[r, col.BOOKED] + rows[r, col.FOREIGN_PROMPT]
-    rows[r, col.COMPUTED] = min(rows[r, col.COMPUTED], whole)
-    rows[r, col.PASSING] = min(rows[r, col.PASSING], whole - rows[r, col.COMPUTED])
 
 
 @_compiled

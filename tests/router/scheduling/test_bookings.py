@@ -1,0 +1,171 @@
+"""Whatever happens to requests and endpoints, everything booked is given back; and what bookings teach."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from penstock_core.endpoint import Load, Role
+from penstock_core.slo import Slo
+from penstock_router import columns as col
+from penstock_router.policies import POLICIES
+
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
+ACTIONS = ("prefilled", "prefill_failed", "bind", "first_token", "token", "facts", "done")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+def test_nothing_is_left_booked(build, policy, data):
+    """Any order of events on any fleet that changes meanwhile: when all are done, every count of every row is zero."""
+    pool = [build.endpoint(f"w{i}", role, slot=i) for i, role in enumerate([*Role, *Role])]
+    changing = st.lists(st.sampled_from(range(len(pool))), min_size=1, unique=True)
+    scheduler = build.scheduler([pool[i] for i in data.draw(changing)], policy)
+    now, bookings = 1.0, []
+    for _ in range(data.draw(st.integers(1, 25))):
+        now += data.draw(st.floats(0.0, 0.5))
+        step = data.draw(st.sampled_from(["place", "place", "act", "act", "act", "act", "fleet", "report"]))
+        if step == "place":
+            asks = [
+                build.ask(data.draw(st.integers(1, 5_000)), undivided=data.draw(st.booleans()))
+                for _ in range(data.draw(st.integers(1, 12)))
+            ]
+            bookings += [one for one in scheduler.place(asks, now) if one is not None]
+        elif step == "fleet":
+            endpoints = [pool[i] for i in data.draw(changing)]
+            epoch = data.draw(st.integers(1, 2))
+            scheduler.set_endpoints([build.endpoint(one.id, one.record.role, slot=one.slot, epoch=epoch) for one in endpoints], now)
+        elif step == "report":
+            load = Load(data.draw(st.integers(0, 9)), 0, data.draw(st.integers(0, 20_000)), data.draw(st.integers(0, 90_000)), 100_000)
+            scheduler.report(data.draw(st.sampled_from(pool)).id, load, now)
+        elif bookings:
+            booking = data.draw(st.sampled_from(bookings))
+            act(booking, data.draw(st.sampled_from(ACTIONS)), now)
+    for booking in bookings:
+        booking.done(now + 1.0)
+        booking.done(now + 2.0, 5)
+        for action in ACTIONS:
+            act(booking, action, now + 3.0)
+    assert set(build.counts(scheduler).values()) == {0.0}
+    scheduler.set_endpoints([], now + 4.0)
+    assert len(scheduler.beliefs._free) == len(scheduler.beliefs.rows)
+
+
+def act(booking, action, now):
+    if action == "bind":
+        booking.bind_decode(now)
+    elif action == "facts":
+        booking.facts(100, 777, now)
+    else:
+        getattr(booking, action)(now)
+
+
+def test_many_endpoints_and_many_streams_grow_the_arrays(build):
+    """100 endpoints and 60 streams on one of them: stamps go to the right stream after growing and after others have left."""
+    endpoints = [build.endpoint(f"w{i}", slot=i) for i in range(100)]
+    scheduler = build.scheduler(endpoints[:3])
+    others = frozenset(one.id for one in endpoints[1:])
+    bookings = [scheduler.place([build.ask(10, excluded=others)], 0.0)[0] for _ in range(60)]
+    for number, booking in enumerate(bookings):
+        booking.first_token(1.0 + number)
+    scheduler.set_endpoints(endpoints, 61.0)
+    for number, booking in enumerate(bookings):
+        for _ in range(number):
+            booking.token(100.0 + number)
+    for booking in bookings[::2]:
+        booking.done(200.0)
+    for number, booking in list(enumerate(bookings))[1::2]:
+        first, last, tokens = scheduler.beliefs.cells[booking.cell : booking.cell + 3]
+        assert (first, last, tokens) == (1.0 + number, 100.0 + number, 1.0 + number)
+    assert scheduler.beliefs.rows[0, col.CELLS_USED] == 30
+    assert scheduler.beliefs.rows[0, col.CONTEXT] == sum(10 + 1 + number for number in range(1, 60, 2))
+
+
+def test_a_new_epoch_is_another_worker(build):
+    """The restarted worker starts empty; the old booking still ends without touching it."""
+    scheduler = build.scheduler([build.endpoint("a", epoch=1)])
+    old = scheduler.place([build.ask(5_000)], 0.0)[0]
+    scheduler.set_endpoints([build.endpoint("a", epoch=2)], 0.1)
+    assert scheduler.place([build.ask(500)], 0.1)[0].placement.ttft_s == pytest.approx(0.060)
+    old.done(0.2)
+    assert build.counts(scheduler)["BOOKED"] == 500
+    same = scheduler.beliefs.rows[:, col.BOOKED].sum()
+    scheduler.set_endpoints([build.endpoint("a", epoch=2, slot=4)], 0.3)
+    assert scheduler.beliefs.rows[:, col.BOOKED].sum() == same
+
+
+def test_facts_replace_the_estimated_prompt(build):
+    """The engine counted 700 tokens, not 500: context and KV follow, and nothing is left at the end."""
+    scheduler = build.scheduler([build.endpoint("a")])
+    booking = scheduler.place([build.ask(500, max_tokens=10)], 0.0)[0]
+    booking.first_token(0.06)
+    booking.facts(0, 700, 0.06)
+    assert scheduler.beliefs.rows[0, col.CONTEXT] == 701
+    assert scheduler.beliefs.rows[0, col.KV_BOOKED] == 710
+    booking.done(0.1, 1)
+    assert set(build.counts(scheduler).values()) == {0.0}
+
+
+def test_ttft_residuals_are_learned_from_whole_and_divided_requests(build):
+    """σ is 0.1 until 32 predictions were measured, then what was measured: 20 % here."""
+    for endpoints in ([build.endpoint("a")], [build.endpoint("p", Role.PREFILL), build.endpoint("d", Role.DECODE)]):
+        scheduler = build.scheduler(endpoints)
+        for turn in range(60):
+            now = 10.0 * turn
+            booking = scheduler.place([build.ask(900)], now)[0]
+            if turn < 31:
+                assert scheduler._residuals.sigma == 0.1
+            booking.prefilled(now + 0.120)  # predicted: 100 ms; nothing for a request without a prefill leg
+            booking.first_token(now + 0.120)
+            booking.done(now + 0.2, 5)
+        assert scheduler._residuals.sigma == pytest.approx(0.2)
+
+
+def test_itl_misses_lately_are_remembered_where_they_happened(build):
+    """Streams over their ITL target raise the endpoint's ratio, others bring it down."""
+    scheduler = build.scheduler([build.endpoint("a")])
+    for gap_s, risen in ((0.2, True), (0.01, False)):
+        before = scheduler.beliefs.rows[0, col.MISS_RATIO]
+        booking = scheduler.place([build.ask(slo=Slo(itl_s=0.05))], 0.0)[0]
+        booking.first_token(1.0)
+        booking.token(1.0 + gap_s)
+        booking.done(2.0, 2)
+        assert bool(scheduler.beliefs.rows[0, col.MISS_RATIO] > before) is risen
+
+
+def test_reports_correct_beliefs_only_after_a_report_period(build):
+    """The worker has 3,000 foreign tokens and five foreign requests: believed at the second report that says so, not at the first."""
+    scheduler = build.scheduler([build.endpoint("a")])
+    load = Load(running=3, waiting=2, prefill_tokens=3_000, kv_used_tokens=9_000, kv_total_tokens=100_000)
+    scheduler.report("a", load, 10.0)
+    assert scheduler.conflicts == 0
+    assert scheduler.place([build.ask(100)], 10.0)[0].placement.ttft_s == pytest.approx(0.020)
+    scheduler.report("a", load, 11.0)
+    assert scheduler.conflicts == 1
+    # 3,000 foreign and 100 of ours, five foreign streams: passes of 995, 995, 995 and what is left of 115, a step of 25 ms each.
+    seconds = 3 * (0.010 + 0.0995 + 0.025) + 0.010 + 0.0115 + 0.025
+    predicted = scheduler.place([build.ask(100)], 11.0)[0].placement.ttft_s
+    assert predicted == pytest.approx(seconds, rel=0.05)
+    scheduler.report("nobody", load, 12.0)
+
+
+def test_a_report_that_agrees_changes_nothing(build):
+    """Small differences are the normal delay between a placement and the report."""
+    scheduler = build.scheduler([build.endpoint("a")])
+    scheduler.place([build.ask(5_000)], 0.0)
+    before = scheduler.beliefs.rows[0, col.BOOKED : col.STREAMS].copy()
+    for second in range(5):
+        scheduler.report("a", Load(running=1, prefill_tokens=4_500), 0.01 * second)
+    assert scheduler.conflicts == 0
+    assert (scheduler.beliefs.rows[0, col.BOOKED : col.STREAMS] == before)[:2].all()
+
+
+def test_a_report_frees_a_worker_that_is_further_than_believed(build):
+    """20,000 tokens booked, the worker reports none left for longer than a period: the next prompt waits for nothing."""
+    scheduler = build.scheduler([build.endpoint("a")])
+    booking = scheduler.place([build.ask(20_000)], 0.0)[0]
+    for now in (0.1, 0.2):
+        scheduler.report("a", Load(running=1), now)
+    assert scheduler.conflicts == 1
+    assert scheduler.place([build.ask(500)], 0.2)[0].placement.ttft_s == pytest.approx(0.060)
+    booking.done(0.3)
