@@ -6,7 +6,6 @@ retries, metrics, the log at its default level. Only the workers' answers are pr
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -36,23 +35,25 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def router(policy: str, workers: int, mock_options: Sequence[str] = ()) -> Iterator[Running]:
-    """Start Redis, the mock workers and the router; wait until it is ready; stop all of it at the end."""
+def router(policy: str, workers: int, mock_options: Sequence[str] = (), *, by_hand: bool = False) -> Iterator[Running]:
+    """Start Redis, the mock workers and the router; wait until it is ready; stop all of it at the end.
+
+    `by_hand` gives the endpoints on the command line instead of the registry: hits are then the router's own guesses.
+    """
     own, others = cores()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-bench-")))
-        redis = stack.enter_context(RedisServer(folder / "redis"))
-        options = ["--workers", str(workers), "--redis", redis.url, *mock_options]
-        mock = stack.enter_context(_child([sys.executable, "-m", "benchmarks.mock_worker", *options], others, folder / "mock.log"))
+        registry = [] if by_hand else ["--redis", stack.enter_context(RedisServer(folder / "redis")).url]
+        mock_command = [sys.executable, "-m", "benchmarks.mock_worker", "--workers", str(workers), *registry, *mock_options]
+        mock = stack.enter_context(_child(mock_command, others, folder / "mock.log"))
         assert mock.stdout is not None
-        ports = json.loads(mock.stdout.readline())
-        keys = folder / "keys.yaml"
+        urls = [f"http://127.0.0.1:{port}" for port in json.loads(mock.stdout.readline())]
+        found_by = [word for url in urls for word in ("--endpoint", url)] if by_hand else [*registry, "--model", MODEL]
+        keys, log, url_file = folder / "keys.yaml", folder / "router.log", folder / "url"
         keys.write_text(f"{API_KEY}: {{tenant: bench, weight: 2}}\nanother-key: {{tenant: other}}\n")
-        command = [sys.executable, "-m", "penstock_cli.main", "router", "--port", "0", "--redis", redis.url, "--model", MODEL]
-        log = folder / "router.log"
-        process = stack.enter_context(_child([*command, "--policy", policy, "--api-keys", str(keys)], [own], log))
-        url = _ready(process, log, workers)
-        yield Running(url, process.pid, f"http://127.0.0.1:{ports[0]}", others, folder)
+        options = ["--port", "0", "--policy", policy, "--api-keys", str(keys), "--url-file", str(url_file), *found_by]
+        process = stack.enter_context(_child([sys.executable, "-m", "penstock_cli.main", "router", *options], [own], log))
+        yield Running(_ready(process, url_file, log, workers), process.pid, urls[0], others, folder)
 
 
 @contextmanager
@@ -74,21 +75,15 @@ def _child(command: list[str], on: Sequence[int], log: Path) -> Iterator[subproc
             process.wait()
 
 
-def _ready(process: subprocess.Popen[str], log: Path, workers: int) -> str:
+def _ready(process: subprocess.Popen[str], url_file: Path, log: Path, workers: int) -> str:
     """The router's URL once it is ready with all its endpoints. Raises RuntimeError with the end of its log."""
     deadline = time.monotonic() + _START_S
-    url = ""
     while time.monotonic() < deadline and process.poll() is None:
-        url = url or _listening_url(log)
+        url = url_file.read_text().strip() if url_file.exists() else ""
         if url and _live_endpoints(url) == workers:
             return url
         time.sleep(0.05)
     raise RuntimeError(f"the router did not become ready with {workers} workers; its log ends: {log.read_text()[-3000:]}")
-
-
-def _listening_url(log: Path) -> str:
-    found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
-    return found[0] if found else ""
 
 
 def _live_endpoints(url: str) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from benchmarks.cpu import resident_bytes
+from benchmarks.load import pinned
 from benchmarks.router_process import Running, router
 from benchmarks.table import Row, keep, show
 
@@ -21,16 +22,17 @@ def load(running: Running, url: str, windows: int, window_s: float) -> dict[str,
     """One run of the stream client against `url`; gives a list of the windows' values for each figure."""
     options = ["--streams", str(STREAMS), "--windows", str(windows), "--window-s", str(window_s), "--pid", str(running.pid)]
     command = [sys.executable, "-m", "benchmarks.stream_load", "--url", url, *options]
-    pinned = ["taskset", "-c", ",".join(map(str, running.load_cores)), *command]
     said = json.loads(subprocess.run(pinned(running.load_cores, command), capture_output=True, text=True, check=True).stdout)
     if said["refused"]:
         raise RuntimeError(f"{said['refused']} of {STREAMS} streams were not answered with 200")
     return {name: [window[name] for window in said["windows"]] for name in said["windows"][0]}
 
 
-def measure(name: str, goal_us: float | None, goal_ms: float | None, mock_options: list[str], windows: int, window_s: float) -> list[Row]:
+def measure(
+    name: str, goal_us: float | None, goal_ms: float | None, mock_options: list[str], windows: int, window_s: float, by_hand: bool
+) -> list[Row]:
     """The rows of one way of pacing."""
-    with router("target-misses", 4, mock_options) as running:
+    with router("target-misses", 4, mock_options, by_hand=by_hand) as running:
         direct = load(running, running.mock_url, windows, window_s)
         through = load(running, running.url, windows, window_s)
         memory = resident_bytes(running.pid) / 1e6
@@ -45,14 +47,15 @@ def measure(name: str, goal_us: float | None, goal_ms: float | None, mock_option
     return rows
 
 
-def run(windows: int = WINDOWS, window_s: float = WINDOW_S) -> list[Row]:
+def run(windows: int = WINDOWS, window_s: float = WINDOW_S, *, by_hand: bool = False) -> list[Row]:
     """Spread, then in step (reported beside it, without a figure to reach)."""
-    rows = measure("phases spread", 13.0, 0.2, [], windows, window_s)
-    return rows + measure("in step", None, None, ["--in-step"], windows, window_s)
+    rows = measure("phases spread", 13.0, 0.2, [], windows, window_s, by_hand)
+    return rows + measure("in step", None, None, ["--in-step"], windows, window_s, by_hand)
 
 
 def main() -> None:
-    rows = run(2, 1.0) if "--quick" in sys.argv else run()
+    by_hand = "--by-hand" in sys.argv
+    rows = run(2, 1.0, by_hand=by_hand) if "--quick" in sys.argv else run(by_hand=by_hand)
     show("Router, streams: a chunk every 10 ms each", rows)
     print(keep("router_stream", rows))
 

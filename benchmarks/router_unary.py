@@ -77,20 +77,20 @@ def measure(case: Case, running: Running, runs: int, run_s: float) -> list[Row]:
     return rows
 
 
-def run(runs: int = RUNS, run_s: float = RUN_S) -> list[Row]:
+def run(runs: int = RUNS, run_s: float = RUN_S, *, by_hand: bool = False) -> list[Row]:
     """All cases."""
     rows: list[Row] = []
     for case in CASES:
         with ExitStack() as stack:
-            running = stack.enter_context(router(case.policy, case.workers))
+            running = stack.enter_context(router(case.policy, case.workers, by_hand=by_hand))
             hold_streams(stack, running.url, case.held * case.workers)
             rows += measure(case, running, runs, run_s)
     return rows
 
 
 def main() -> None:
-    quick = "--quick" in sys.argv
-    rows = run(2, 1.0) if quick else run()
+    by_hand = "--by-hand" in sys.argv
+    rows = run(2, 1.0, by_hand=by_hand) if "--quick" in sys.argv else run(by_hand=by_hand)
     show("Router, unary: CPU of router and children", rows)
     print(keep("router_unary", rows))
 
