@@ -242,6 +242,8 @@ class Fleet:
             member = self._members[action.id] = _Member(action.id, action.pool, now_s)
         else:
             member.restarts += 1
+            if member.started is not None:
+                await member.started.stop(0.0)  # its process is gone; what the host keeps of it goes too
         member.started, member.state, member.ready_since_s = None, None, None
         member.phase, member.since_s, member.silent_since_s = Phase.STARTING, now_s, None
         config = msgspec.structs.replace(self._pools[action.pool], id=action.id, pool=action.pool, restarts=member.restarts)

@@ -1,0 +1,208 @@
+"""Workers as named Ray actors, each in a placement group of its own. The only module that imports ray.
+
+Implements `worker_host.WorkerHost` for the fleet, which restarts what ended under a new epoch. The worker's HTTP server runs in the
+actor's own event loop; no request and no token passes through Ray. Ray is started here, private to this process (own namespace and
+temporary folder, no dashboard, never a cluster that happens to be around), and ended here.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from penstock_worker import logs
+from penstock_worker.assembly import build_host
+from penstock_worker.config import WorkerConfig, WorkerSecrets, load_secrets, secrets_environment
+from penstock_worker.worker_host import StartFailed
+
+log = logging.getLogger("penstock.fleet.ray")
+
+Result = TypeVar("Result")
+OBJECT_STORE_BYTES = 80 * 1024 * 1024
+"""Ray's least, nearly: nothing of ours goes through the object store."""
+_CPUS = 1
+_CPUS_PER_WORKER = 0.01
+"""Ray's count of CPUs only bounds how many workers it places (100) and how many idle processes it starts ahead (1)."""
+_KILL_WAIT_S = 10.0
+_DRAIN_MARGIN_S = 5.0
+
+
+class WorkerActor:
+    """The actor: one worker in the actor's process and event loop."""
+
+    def __init__(self, config: bytes, secrets: dict[str, str], log_path: str) -> None:
+        self._config = msgspec.json.decode(config, type=WorkerConfig)
+        self._secrets = load_secrets(secrets)
+        logs.configure(self._config.log_level, Path(log_path).open("a", encoding="utf-8"))  # noqa: SIM115 -- for the process's life
+        self._host: Any = None
+
+    async def start(self) -> tuple[int, str]:
+        """Process id and URL, once the worker is ready."""
+        self._host = build_host(self._config, self._secrets)
+        await self._host.start()
+        return os.getpid(), str(self._host.url)
+
+    async def live(self) -> None:
+        """Ends only with the process: the fleet's news of its end."""
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        """Drain, and end the worker."""
+        if self._host is not None:
+            self._host.drain()
+            await self._host.drained.wait()
+            await self._host.stop()
+
+
+class RayHost:
+    """See the module. All calls into Ray are made by one thread that lives as long as this object: Ray's processes end with it."""
+
+    def __init__(self, folder: Path, secrets: WorkerSecrets) -> None:
+        """Logs of the workers lie under `folder`."""
+        self._folder = folder
+        self._secrets = secrets
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
+        self._started: list[RayWorker] = []
+        self._temporary: str | None = None
+
+    async def open(self) -> None:
+        """Start Ray: 4 to 10 seconds. Raises StartFailed."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._temporary = tempfile.mkdtemp(prefix="penstock-ray-")  # short: Ray's sockets lie in it, and paths of sockets are short
+            await self.call(self._init)
+        except (OSError, RuntimeError, ValueError, ConnectionError) as error:
+            raise StartFailed(f"Ray cannot be started: {error}") from error
+
+    async def start(self, config: WorkerConfig) -> "RayWorker":
+        """Start one actor; it becomes ready by itself."""
+        log_path = str((self._folder / f"{config.id}.log").absolute())
+        try:
+            worker = await self.call(lambda: self._make(config, log_path))
+        except (ValueError, ray.exceptions.RayError) as error:  # ValueError: the name of a dead actor is not free yet
+            raise StartFailed(f"worker {config.id}: {error}") from None
+        self._started = [other for other in self._started if not other.ended] + [worker]
+        return worker
+
+    async def aclose(self) -> None:
+        """Stop all workers and Ray."""
+        await asyncio.gather(*(worker.stop(0.0) for worker in self._started))
+        self._started.clear()
+        await self.call(ray.shutdown)
+        self._thread.shutdown(wait=False)
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """Run a call of Ray's in the thread kept for them."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def _init(self) -> None:
+        if ray.is_initialized():
+            raise RuntimeError("this process is connected to a Ray already; Penstock's must be its own")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",  # a new one, whatever RAY_ADDRESS says
+            namespace=f"penstock-{os.getpid()}",
+            num_cpus=_CPUS,
+            num_gpus=0,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=self._temporary,
+        )
+
+    def _make(self, config: WorkerConfig, log_path: str) -> "RayWorker":
+        bundle = {"CPU": _CPUS_PER_WORKER}
+        group = placement_group([bundle], strategy="STRICT_PACK", name=config.id)
+        options = {
+            "name": config.id,
+            "num_cpus": _CPUS_PER_WORKER,
+            "max_restarts": 0,  # the fleet restarts, with back-off and a new epoch
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=group),
+        }
+        try:
+            actor = (
+                ray.remote(WorkerActor).options(**options).remote(msgspec.json.encode(config), secrets_environment(self._secrets), log_path)
+            )
+        except BaseException:
+            remove_placement_group(group)
+            raise
+        return RayWorker(self, actor, group, config.drain_s)
+
+
+class RayWorker:
+    """One actor; implements `worker_host.StartedWorker`. Made in Ray's thread."""
+
+    def __init__(self, host: RayHost, actor: Any, group: Any, drain_s: float) -> None:
+        self._host = host
+        self._actor = actor
+        self._group = group
+        self._drain_s = drain_s
+        self._stopped = False
+        self._ready: Future[tuple[int, str]] = actor.start.remote().future()
+        self._life: Future[None] = actor.live.remote().future()
+
+    @property
+    def ended(self) -> bool:
+        return self._stopped or self._life.done() or (self._ready.done() and self._ready.exception() is not None)
+
+    @property
+    def pid(self) -> int | None:
+        return self._ready.result()[0] if self._came_up else None
+
+    @property
+    def url(self) -> str | None:
+        return self._ready.result()[1] if self._came_up and not self.ended else None
+
+    @property
+    def _came_up(self) -> bool:
+        return self._ready.done() and self._ready.exception() is None
+
+    def why(self) -> str:
+        for future in (self._ready, self._life):
+            if future.done() and future.exception() is not None:
+                return str(future.exception())
+        return "stopped"
+
+    async def stop(self, timeout_s: float) -> None:
+        """Ask the actor to drain, for `timeout_s`; then end its process and give its place back."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if timeout_s > 0 and self._came_up and not self._life.done():
+            try:
+                asking = await self._host.call(lambda: self._actor.stop.remote().future())
+                await asyncio.wait_for(asyncio.wrap_future(asking), timeout_s)
+            except (TimeoutError, ray.exceptions.RayError):
+                pass  # it is ended below
+        await self._host.call(self._end)
+        await self._gone()
+
+    def _end(self) -> None:
+        ray.kill(self._actor, no_restart=True)
+        remove_placement_group(self._group)
+
+    async def _gone(self) -> None:
+        """Wait until the process is gone; Ray ends it a moment after being told."""
+        process = Path(f"/proc/{self.pid}")
+        if self.pid is None or not sys.platform.startswith("linux"):
+            return
+        try:
+            async with asyncio.timeout(_KILL_WAIT_S):
+                while process.exists():  # noqa: ASYNC110, ASYNC240 -- the kernel has no event for the end of another's child
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            log.warning("a worker's process does not end", extra={"facts": {"pid": self.pid}})
