@@ -116,13 +116,13 @@ class OriginPool:
         self.open.add(connection)
         return connection
 
-    def put_back(self, connection: UpstreamConnection) -> None:
-        """A connection whose response is whole."""
+    def put_back(self, connection: UpstreamConnection) -> bool:
+        """Take a connection whose response is whole; False if it is not wanted any more."""
         if self.forgotten:
-            connection.abandon()
-            return
+            return False
         self.idle.append(connection)
         self._expect_timeout(connection.received_s + self.limits.idle_timeout_s)
+        return True
 
     def forget_connection(self, connection: UpstreamConnection) -> None:
         """A connection is lost or dropped; a second call does nothing."""

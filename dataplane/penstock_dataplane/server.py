@@ -25,11 +25,26 @@ RenderError = Callable[[int, str], tuple[Headers, bytes]]
 log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
+# Probe after 20 s of silence, every 10 s, give up after 3: a client that is gone without a trace is noticed within a minute.
+_KEEP_ALIVE = [
+    (getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+]
 
 
 def plain_error(status: int, message: str) -> tuple[Headers, bytes]:
     """The default look of an error the server itself answers: the message as a line of text."""
     return [(b"content-type", b"text/plain; charset=utf-8")], f"{message}\n".encode()
+
+
+def _keep_alive(listener: asyncio.Server) -> None:
+    """TCP keep-alive for all accepted sockets (they inherit it): ends streams whose client host vanished without a word."""
+    for sock in listener.sockets:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEP_ALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Server:
@@ -73,6 +88,7 @@ class Server:
         self._prepare()
         listener = await self._loop.create_server(self._protocol, host, port, backlog=_BACKLOG)
         self._listeners.append(listener)
+        _keep_alive(listener)
         name = listener.sockets[0].getsockname()
         return str(name[0]), int(name[1])
 
@@ -84,7 +100,9 @@ class Server:
     async def start_socket(self, sock: socket.socket) -> None:
         """Listen on a socket that is already bound, as one handed down by a parent."""
         self._prepare()
-        self._listeners.append(await self._loop.create_server(self._protocol, sock=sock, backlog=_BACKLOG))
+        listener = await self._loop.create_server(self._protocol, sock=sock, backlog=_BACKLOG)
+        self._listeners.append(listener)
+        _keep_alive(listener)
 
     def stop_accepting(self) -> None:
         """Close the listening sockets; open connections live on."""

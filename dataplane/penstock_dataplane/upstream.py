@@ -6,6 +6,8 @@ decide about retries or which connection is used next.
 
 import asyncio
 import math
+import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from penstock_dataplane.pool import OriginPool
 
 _BODILESS = frozenset({204, 304})
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for 0 s
 
 
 class _StopParsing(Exception):
@@ -189,7 +193,7 @@ class UpstreamConnection(asyncio.Protocol):
             if self._more is not None:
                 piece += b"".join(self._more)
                 self._more = None
-        if self._garbage is not None:
+        if self._garbage is not None and not self._body_done:
             self._give_up_on_garbage(response, piece)
             return
         if response is None:
@@ -251,7 +255,7 @@ class UpstreamConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if self._body_done:
-            self._garbage = "a second response to one request"
+            self._keep_alive = False  # a second response to one request: this one is whole, but nothing here can be trusted any more
             raise _StopParsing
         if status < 200:
             if status == 101:
@@ -293,14 +297,17 @@ class UpstreamConnection(asyncio.Protocol):
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        if self._keep_alive and not self.lost and not self._transport.get_write_buffer_size():
-            self._pool.put_back(self)
-        else:
-            self._drop()
+        if self._keep_alive and not self.lost and not self._transport.get_write_buffer_size() and self._pool.put_back(self):
+            return
+        self._drop()
 
     def _drop(self) -> None:
-        self.busy = False
+        """Close the connection; in the middle of a response with a reset, so that the upstream knows at once that nobody reads on."""
         if self._transport is not None and not self.lost:
+            sock = self._transport.get_extra_info("socket") if self.busy else None
+            if sock is not None and sock.family in _INTERNET:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._transport.abort()
+        self.busy = False
         self.lost = True
         self._pool.forget_connection(self)

@@ -1,0 +1,510 @@
+"""The client: warm connections, deadlines, and upstreams that close, stall, lie or talk nonsense."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from penstock_dataplane.client import ClientLimits, Origin, Response
+from penstock_dataplane.errors import (
+    BodyTooLarge,
+    ConnectFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    PoolFull,
+    ProtocolGarbage,
+    UpstreamError,
+)
+from penstock_dataplane.server import Exchange, ServerLimits
+
+Play = Callable[[Callable[[Any], Any]], None]
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+async def echo(exchange: Exchange) -> None:
+    r = exchange.request
+    exchange.respond(200, [(b"x-seen", b"%b %b" % (r.method.encode(), r.path.encode()))], r.body)
+
+
+def answering(data: bytes, *, then_close: bool = False) -> Any:
+    """A script that answers each request (bodyless or with its body in one read) with `data`."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+            if then_close:
+                writer.close()
+                return
+
+    return script
+
+
+def test_connections_are_reused_last_in_first_out(play: Play) -> None:
+    """Twenty calls in a row use one connection, five at once use five; afterwards one is enough again."""
+
+    async def scenario(world: Any) -> None:
+        origin = await world.serve(echo)
+        (server,) = world.servers
+        client = world.client()
+        for _ in range(20):
+            response = await client.request(origin, "POST", "/v1/x", [], b"abc")
+            assert await response.read() == b"abc"
+            assert response.header(b"x-seen") == b"POST /v1/x"
+        assert (client.open_connections, server.connections) == (1, 1)
+        await asyncio.gather(*(client.request(origin, "GET", "/v1/x") for _ in range(5)))
+        assert client.open_connections == 5
+        pool = client._pools[origin]
+        newest = pool.idle[-1]
+        await client.request(origin, "GET", "/v1/x")
+        assert pool.idle[-1] is newest
+
+    play(scenario)
+
+
+def test_large_bodies_go_both_ways(play: Play) -> None:
+    """Ten megabytes out and back, beyond every buffer."""
+
+    async def scenario(world: Any) -> None:
+        response = await world.client().request(await world.serve(echo), "POST", "/v1/x", [], b"z" * 10_000_000)
+        assert len(await response.read()) == 10_000_000
+
+    play(scenario)
+
+
+def test_idle_connections_are_closed_after_their_time(play: Play) -> None:
+    """And a closed one is not handed out."""
+
+    async def scenario(world: Any) -> None:
+        origin = await world.serve(echo)
+        client = world.client(ClientLimits(idle_timeout_s=0.2))
+        await asyncio.gather(*(client.request(origin, "GET", "/v1/x") for _ in range(3)))
+        assert client.open_connections == 3
+        await world.until(lambda: client.open_connections == 0, "swept")
+        assert (await client.request(origin, "GET", "/v1/x")).status == 200
+
+    play(scenario)
+
+
+def test_a_dead_kept_alive_connection_is_replaced_once(play: Play) -> None:
+    """The upstream closes as the request goes out: the caller does not notice. A fresh connection that dies is an error."""
+    requests = 0
+
+    async def scenario(world: Any) -> None:
+        async def one_answer_a_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal requests
+            await reader.readuntil(b"\r\n\r\n")
+            requests += 1
+            writer.write(OK)
+            await reader.readuntil(b"\r\n\r\n")  # takes the next request and closes without an answer
+
+        client = world.client()
+        origin = await world.serve_script(one_answer_a_connection)
+        for _ in range(3):
+            assert await (await client.request(origin, "GET", "/v1/x")).read() == b"ok"
+        assert requests == 3
+
+        async def close_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(100)
+
+        origin = await world.serve_script(close_at_once)
+        with pytest.raises(ConnectionLost, match="before any byte") as caught:
+            await client.request(origin, "GET", "/v1/x")
+        assert caught.value.before_head
+        assert str(origin) in str(caught.value)
+
+    play(scenario)
+
+
+def test_nobody_listening_is_connect_failed(play: Play) -> None:
+    """At once, naming the origin."""
+
+    async def scenario(world: Any) -> None:
+        origin = await world.serve(echo)
+        await world.servers[0].close()
+        with pytest.raises(ConnectFailed, match=str(origin.port)):
+            await world.client().request(origin, "GET", "/v1/x")
+        with pytest.raises(ConnectFailed):
+            await world.client().request(Origin("http", "no-such-host.invalid", 80), "GET", "/")
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("where", "data"),
+    [
+        ("head", b""),
+        ("head", b"HTTP/1.1 200 OK\r\ncontent-le"),
+        ("body", b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc"),
+        ("body", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabcde\r\n"),
+    ],
+)
+def test_a_stalled_upstream_meets_the_deadline(play: Play, where: str, data: bytes) -> None:
+    """Before the head and inside the body; the connection is not used again."""
+
+    async def scenario(world: Any) -> None:
+        async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1000)
+            writer.write(data)
+            await asyncio.Event().wait()
+
+        client = world.client()
+        origin = await world.serve_script(stall)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await (await client.request(origin, "GET", "/v1/x", deadline_s=world.now_s() + 0.2)).read()
+        assert caught.value.before_head == (where == "head")
+        assert client.open_connections == 0
+
+    play(scenario)
+
+
+def test_a_silent_stream_meets_the_stall_timeout_and_a_talking_one_does_not(play: Play) -> None:
+    """`set_waits` replaces the deadline; each arrival starts the silence anew."""
+
+    async def scenario(world: Any) -> None:
+        async def talk(exchange: Exchange) -> None:
+            exchange.start(200)
+            for _ in range(8):
+                exchange.write(b"x")
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(30)
+
+        client = world.client()
+        origin = await world.serve(talk)
+        response = await client.request(origin, "GET", "/v1/x", deadline_s=world.now_s() + 0.2)
+        response.set_waits(None, 0.2)
+        got = b""
+        with pytest.raises(DeadlineExceeded):
+            async for piece in response:
+                got += piece
+        assert got == b"x" * 8
+
+    play(scenario)
+
+
+NONSENSE = {
+    "html": b"<html>500</html>\r\n\r\n",
+    "other protocol": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok",
+    "length and chunked": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "endless head": b"HTTP/1.1 200 OK\r\nx: " + b"y" * 80_000,
+    "unasked upgrade": b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("data", NONSENSE.values(), ids=NONSENSE.keys())
+def test_nonsense_is_protocol_garbage(play: Play, data: bytes) -> None:
+    """Named as such, before a head, and the connection is gone."""
+
+    async def scenario(world: Any) -> None:
+        client = world.client()
+        with pytest.raises(ProtocolGarbage) as caught:
+            await client.request(await world.serve_script(answering(data)), "GET", "/v1/x")
+        assert caught.value.before_head
+        assert client.open_connections == 0
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_body_that_breaks_off_is_an_error_after_what_came(play: Play, close: bool) -> None:
+    """Closed mid-body or bad chunk framing: the taker gets the good bytes, then the error."""
+    broken = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"
+
+    async def scenario(world: Any) -> None:
+        client = world.client()
+        origin = await world.serve_script(answering(broken if close else broken + b"zz\r\n", then_close=close))
+        response = await client.request(origin, "GET", "/v1/x")
+        got = b""
+        with pytest.raises(ConnectionLost if close else ProtocolGarbage) as caught:
+            async for piece in response:
+                got += piece
+        assert got == b"abc"
+        assert not caught.value.before_head
+        with pytest.raises(UpstreamError):
+            await (await client.request(origin, "GET", "/v1/x")).read()
+
+    play(scenario)
+
+
+def test_responses_without_length_end_with_the_connection(play: Play) -> None:
+    """HTTP/1.0 style; the connection is not kept."""
+
+    async def scenario(world: Any) -> None:
+        client = world.client()
+        origin = await world.serve_script(answering(b"HTTP/1.0 200 OK\r\n\r\nall of it", then_close=True))
+        assert await (await client.request(origin, "GET", "/v1/x")).read() == b"all of it"
+        assert client.open_connections == 0
+
+    play(scenario)
+
+
+def test_interim_answers_head_requests_and_bodiless_statuses_keep_the_connection(play: Play) -> None:
+    """100 and 103 are skipped; HEAD, 204 and 304 have no body whatever their length says."""
+
+    async def scenario(world: Any) -> None:
+        client = world.client()
+        for method, data, status in [
+            ("GET", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\n" + OK, 200),
+            ("HEAD", b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n", 200),
+            ("HEAD", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", 200),
+            ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", 204),
+            ("GET", b"HTTP/1.1 304 Not Modified\r\ncontent-length: 500\r\n\r\n", 304),
+        ]:
+            origin = await world.serve_script(answering(data))
+            before = client.open_connections
+            for _ in range(3):
+                response = await client.request(origin, method, "/v1/x")
+                assert (response.status, await response.read()) == (status, b"ok" if b"ok" in data else b"")
+                assert response.header(b"link") is None
+            assert client.open_connections == before + 1
+
+    play(scenario)
+
+
+def test_bytes_nobody_asked_for_close_an_idle_connection(play: Play) -> None:
+    """An answer too many must not be taken for the next request's."""
+
+    async def scenario(world: Any) -> None:
+        client = world.client()
+        origin = await world.serve_script(answering(OK + OK.replace(b"ok", b"no")))
+        for _ in range(5):
+            response = await client.request(origin, "GET", "/v1/x")
+            assert await response.read() == b"ok"
+
+    play(scenario)
+
+
+def test_a_body_over_the_limit_is_refused_and_memory_stays_bounded(play: Play) -> None:
+    """`read(limit)` stops early; a body nobody takes pauses the upstream at the high-water mark."""
+
+    async def scenario(world: Any) -> None:
+        sent = 0
+
+        async def flood(exchange: Exchange) -> None:
+            nonlocal sent
+            exchange.start(200)
+            while not exchange.gone and sent < 500_000_000:
+                exchange.write(b"x" * 50_000)
+                sent += 50_000
+                await exchange.drain()
+            exchange.finish()
+
+        client = world.client(ClientLimits(read_high_water_bytes=100_000))
+        origin = await world.serve(flood)
+        response = await client.request(origin, "GET", "/v1/x")
+        connection = response._connection
+        await world.until(lambda: connection._paused, "paused")
+        before = -1
+        while before != sent:  # the sockets' own buffers fill, then nothing moves
+            before = sent
+            await asyncio.sleep(0.1)
+        assert sent < 50_000_000
+        assert response._buffered_bytes < 100_000 + 300_000
+        with pytest.raises(BodyTooLarge, match="200000"):
+            await response.read(200_000)
+        assert client.open_connections == 0
+
+    play(scenario)
+
+
+def test_a_full_pool_says_so_and_recovers(play: Play) -> None:
+    """No queue hides here: the third call of two fails at once."""
+
+    async def scenario(world: Any) -> None:
+        go = asyncio.Event()
+
+        async def wait(exchange: Exchange) -> None:
+            await go.wait()
+            exchange.respond(200)
+
+        client = world.client(ClientLimits(max_connections_per_origin=2))
+        origin = await world.serve(wait)
+        calls = [asyncio.create_task(client.request(origin, "GET", "/v1/x")) for _ in range(2)]
+        await world.until(lambda: world.servers[0].exchanges == 2, "both busy")
+        with pytest.raises(PoolFull, match="2 connections"):
+            await client.request(origin, "GET", "/v1/x")
+        go.set()
+        assert [r.status for r in await asyncio.gather(*calls)] == [200, 200]
+        assert (await client.request(origin, "GET", "/v1/x")).status == 200
+        assert client.open_connections == 2
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("when", ["connecting or waiting for the head", "reading the body"])
+def test_cancelling_a_call_closes_its_connection(play: Play, when: str) -> None:
+    """The upstream hears of it, and the connection is never used with an answer pending."""
+
+    async def scenario(world: Any) -> None:
+        cancelled = asyncio.Event()
+
+        async def wait(exchange: Exchange) -> None:
+            if when == "reading the body":
+                exchange.start(200)
+                exchange.write(b"x")
+            try:
+                while True:
+                    await asyncio.sleep(0.02)
+                    if exchange.started:
+                        exchange.write(b"x")
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        async def call() -> bytes:
+            return await (await client.request(origin, "POST", "/v1/x", [], b"{}")).read()
+
+        client = world.client()
+        origin = await world.serve(wait)
+        task = asyncio.create_task(call())
+        await world.until(lambda: world.servers[0].exchanges == 1, "running")
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert client.open_connections == 0
+        await world.until(cancelled.is_set, "the upstream hears of it")
+
+    play(scenario)
+
+
+def test_a_forgotten_origin_keeps_only_its_busy_connections(play: Play) -> None:
+    """Idle ones close now, busy ones when their answers are whole."""
+
+    async def scenario(world: Any) -> None:
+        go = asyncio.Event()
+
+        async def handle(exchange: Exchange) -> None:
+            if exchange.request.path == "/v1/wait":
+                await go.wait()
+            exchange.respond(200, [], b"done")
+
+        client = world.client()
+        origin = await world.serve(handle)
+        waiting = asyncio.create_task(client.request(origin, "GET", "/v1/wait"))
+        await world.until(lambda: world.servers[0].exchanges == 1, "running")
+        await client.request(origin, "GET", "/v1/x")
+        assert client.open_connections == 2
+        client.forget(origin)
+        assert client.open_connections == 1
+        go.set()
+        assert await (await waiting).read() == b"done"
+        await world.until(lambda: client.open_connections == 0, "closed when done")
+
+    play(scenario)
+
+
+def test_closing_the_client_fails_calls_under_way(play: Play) -> None:
+    """Nobody waits for ever on a closed client."""
+
+    async def scenario(world: Any) -> None:
+        client = world.client()
+        origin = await world.serve(lambda exchange: asyncio.Event().wait())
+        call = asyncio.create_task(client.request(origin, "GET", "/v1/x"))
+        await world.until(lambda: world.servers[0].exchanges == 1, "running")
+        await client.aclose()
+        with pytest.raises(UpstreamError, match="closed"):
+            await call
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.request(origin, "GET", "/v1/x")
+
+    play(scenario)
+
+
+def test_a_sink_gets_what_was_buffered_first_and_one_end(play: Play) -> None:
+    """Whether it comes before, during or after the body."""
+
+    async def scenario(world: Any) -> None:
+        async def stream(exchange: Exchange) -> None:
+            exchange.start(200)
+            for number in range(20):
+                exchange.write(b"%02d" % number)
+                await asyncio.sleep(0.002)
+            exchange.finish()
+
+        class Sink:
+            def __init__(self) -> None:
+                self.data = b""
+                self.ends: list[str] = []
+
+            def on_data(self, data: bytes) -> None:
+                assert data
+                self.data += data
+
+            def on_end(self) -> None:
+                self.ends.append("end")
+
+            def on_error(self, error: UpstreamError) -> None:
+                self.ends.append("error")
+
+        client = world.client()
+        origin = await world.serve(stream)
+        for ready in (lambda r: True, lambda r: r._buffered_bytes > 10, lambda r: r.complete):
+            response: Response = await client.request(origin, "GET", "/v1/x")
+            await world.until(lambda r=response, ready=ready: ready(r), "arrived so far")
+            sink = Sink()
+            response.stream_to(sink)
+            await world.until(lambda s=sink: bool(s.ends), "end")
+            assert (sink.data, sink.ends) == (b"".join(b"%02d" % n for n in range(20)), ["end"])
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("target", ["/a b", "/a\r\nx: y", "", "/é", "/a\x7f", b"/a\0"])
+def test_a_target_that_is_not_one_word_is_refused(play: Play, target: Any) -> None:
+    """Nothing from outside can add a header to our request."""
+
+    async def scenario(world: Any) -> None:
+        origin = await world.serve(echo)
+        with pytest.raises(ValueError):
+            await world.client().request(origin, "GET", target)
+        with pytest.raises(ValueError, match="CR, LF or NUL"):
+            await world.client().request(origin, "GET", "/", [(b"x-a", b"b\r\nhost: evil")])
+
+    play(scenario)
+
+
+def test_request_framing_is_the_clients_own(play: Play) -> None:
+    """Host, length and hop-by-hop names handed in by a caller are dropped."""
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def scenario(world: Any) -> None:
+        async def note(exchange: Exchange) -> None:
+            seen.append(exchange.request.headers)
+            exchange.respond(200)
+
+        origin = await world.serve(note)
+        handed = [
+            (b"host", b"evil"),
+            (b"content-length", b"1"),
+            (b"connection", b"close"),
+            (b"x-a", b"b"),
+            (b"transfer-encoding", b"chunked"),
+        ]
+        await world.client().request(origin, "POST", "/v1/x", handed, b"body")
+        host = f"127.0.0.1:{origin.port}".encode()
+        assert seen == [[(b"host", host), (b"x-a", b"b"), (b"content-length", b"4")]]
+
+    play(scenario)
+
+
+def test_origins_are_read_from_urls() -> None:
+    """Ports default by scheme; other schemes, missing hosts and passwords are refused by name."""
+    assert Origin.parse("http://h") == Origin("http", "h", 80)
+    assert Origin.parse("https://h:8443/v1") == Origin("https", "h", 8443)
+    assert str(Origin.parse("http://[::1]:9/")) == "http://[::1]:9"
+    assert Origin.parse("http://[::1]:9/").host_header == b"[::1]:9"
+    for url, words in [("ftp://h", "scheme"), ("http://", "host"), ("http://u:secret@h", "password"), ("h:80", "scheme")]:
+        with pytest.raises(ValueError, match=words) as caught:
+            Origin.parse(url)
+        assert "secret" not in str(caught.value)
+
+
+def test_limits_must_be_positive() -> None:
+    """A zero or negative bound is a mistake, named with its value."""
+    with pytest.raises(ValueError, match="body_bytes is 0"):
+        ServerLimits(body_bytes=0)
+    with pytest.raises(ValueError, match="idle_timeout_s is -1"):
+        ClientLimits(idle_timeout_s=-1)
