@@ -1,0 +1,421 @@
+"""Every way in which a request can end: status, OpenAI's error body, the metric, once."""
+
+import asyncio
+import json
+
+import pytest
+from penstock_router.config import Secrets
+from penstock_router.keys import Tenant
+
+from tests.router.conftest import CHAT, STREAM_HEAD, delta, event, piece, refuses, says, waits_for, whole
+
+BAD = [
+    ("malformed JSON", b'{"model": "m"', "JSON", None),
+    ("not an object", b"[1]", "object", None),
+    ("no model", b'{"messages": [{"role": "user", "content": "x"}]}', "model", "model"),
+    ("model of a wrong type", b'{"model": 5, "messages": []}', "model", "model"),
+    ("no messages", b'{"model": "m"}', "messages", "messages"),
+    ("messages of a wrong type", b'{"model": "m", "messages": "hi"}', "messages", "messages"),
+    ("content of a wrong type", b'{"model": "m", "messages": [{"role": 5, "content": "x"}]}', "messages", "messages"),
+    ("invalid UTF-8", b'{"model": "m", "messages": [{"role": "user", "content": "\xff\xfe"}]}', "", None),
+    (
+        "absurd max_tokens",
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1e30}',
+        "max_tokens",
+        "max_tokens",
+    ),
+    (
+        "negative max_tokens",
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": -1}',
+        "max_tokens",
+        "max_tokens",
+    ),
+    (
+        "a field of the router's own",
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "kv_transfer_params": {}}',
+        "kv_",
+        None,
+    ),
+    ("deep nesting", b'{"model": "m", "messages": ' + b"[" * 100_000, "", None),
+]
+
+
+@pytest.mark.parametrize(("what", "body", "said", "param"), BAD, ids=[row[0] for row in BAD])
+def test_a_bad_body_is_400_and_names_the_field(play, what, body, said, param):
+    """Each bad body gets OpenAI's error with the field, and no upstream ever sees it."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        await world.start_router(one.url)
+        answer = await world.send(CHAT, body)
+        assert (answer.status, answer.error["code"], answer.error["type"]) == (400, "bad_request", "invalid_request_error")
+        assert said in answer.error["message"]
+        if param is not None:
+            assert answer.error["param"] == param
+        assert one.seen == [] and world.outcomes("unknown") == {"bad_request": 1}
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-penstock-priority", "urgent"),
+        ("x-penstock-priority", "101"),
+        ("x-penstock-slo-ttft-ms", "0"),
+        ("x-penstock-slo-itl-ms", "nan"),
+    ],
+)
+def test_a_bad_header_is_400_and_names_it(play, name, value):
+    """Headers of Penstock's own are checked like fields."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        await world.start_router(one.url)
+        answer = await world.chat(headers={name: value})
+        assert answer.status == 400 and answer.error["param"] == name and value in answer.error["message"]
+
+    play(scenario)
+
+
+def test_an_unknown_model_is_404_and_lists_those_that_are_served(play):
+    """The message says what is allowed; the client's word does not become a metric label."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        router = await world.start_router(one.url)
+        answer = await world.chat(model="nope")
+        assert (answer.status, answer.error["code"], answer.error["param"]) == (404, "model_not_found", "model")
+        assert "'nope'" in answer.error["message"] and "m" in answer.error["message"]
+        assert set(router.figures.models) == {"unknown"}
+
+    play(scenario)
+
+
+def test_wrong_paths_and_methods_say_what_is_allowed(play):
+    """404 for a path that is not there, 405 for a method."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        await world.start_router(one.url)
+        assert (await world.send("/v1/nothing", b"{}")).status == 404
+        wrong = await world.send(CHAT, method="GET")
+        assert wrong.status == 405 and "POST" in wrong.error["message"]
+
+    play(scenario)
+
+
+def test_an_oversize_body_is_413_and_an_oversize_head_431(play):
+    """Refused by the server before there is a request, in OpenAI's form, and counted."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        await world.start_router(one.url, body_bytes=2048, header_bytes=16384)
+        large = await world.chat("x" * 4000)
+        assert (large.status, large.error["code"]) == (413, "body_too_large")
+        heads = await world.chat(headers={"x-long": "y" * 40_000})
+        assert (heads.status, heads.error["code"]) == (431, "bad_request")
+        assert world.outcomes("unknown") == {"body_too_large": 1, "bad_request": 1}
+
+    play(scenario)
+
+
+def test_keys_are_asked_for_when_there_is_a_file(play, tmp_path):
+    """No key and a wrong key are 401; the right one passes and is not sent on."""
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("sk-1: {tenant: red}\n")
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        await world.start_router(one.url, api_keys=str(keys))
+        for headers in ({}, {"authorization": "Bearer sk-2"}):
+            answer = await world.chat(headers=headers)
+            assert (answer.status, answer.error["code"], answer.headers["www-authenticate"]) == (401, "unauthorized", "Bearer")
+        assert (await world.chat(headers={"authorization": "Bearer sk-1"})).status == 200
+        assert "authorization" not in one.seen[0].headers
+        assert world.outcomes("unknown") == {"unauthorized": 2}
+
+    play(scenario)
+
+
+def test_changed_keys_take_effect_without_a_restart(play, tmp_path):
+    """The poll finds the new file."""
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("sk-1: {tenant: red}\n")
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        router = await world.start_router(one.url, api_keys=str(keys))
+        keys.write_text("sk-2222: {tenant: red}\n")
+        await world.until(lambda: router.keys.tenant_of(b"Bearer sk-2222") == Tenant("red"), "new key")
+        assert (await world.chat(headers={"authorization": "Bearer sk-1"})).status == 401
+
+    play(scenario)
+
+
+def test_too_many_at_once_is_429_with_a_retry_after(play):
+    """The bound holds while one is being served and is free again after."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        gate = asyncio.Event()
+        one.behaviour = waits_for(gate)
+        await world.start_router(one.url, active_requests_per_model=1)
+        first = asyncio.ensure_future(world.chat())
+        await world.until(lambda: len(one.seen) == 1, "first request")
+        answer = await world.chat()
+        assert (answer.status, answer.error["code"], answer.error["type"]) == (429, "queue_full", "rate_limit_error")
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        gate.set()
+        assert (await first).status == 200
+        assert (await world.chat()).status == 200
+        assert world.outcomes() == {"ok": 2, "queue_full": 1}
+
+    play(scenario)
+
+
+def test_no_live_endpoint_is_503(play):
+    """A model whose only server is down is known, and cannot be served."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        await one.stop()
+        router = await world.start_router(f"{one.url},model=m")
+        answer = await world.chat()
+        assert (answer.status, answer.error["code"]) == (503, "no_endpoint")
+        assert "0 placements tried" in answer.error["message"]
+        assert not router.directory.ready and (await world.send("/readyz", method="GET")).status == 503
+
+    play(scenario)
+
+
+def test_refusals_by_all_are_503_and_say_how_many(play):
+    """Workers that are full are no failures: come back soon."""
+
+    async def scenario(world):
+        ones = [await world.upstream("a"), await world.upstream("b")]
+        for one in ones:
+            one.behaviour = refuses("full")
+        await world.start_router(*(one.url for one in ones))
+        answer = await world.chat()
+        assert (answer.status, answer.error["code"]) == (503, "no_endpoint")
+        assert "2 placements tried" in answer.error["message"] and answer.headers["retry-after"] == "1"
+
+    play(scenario)
+
+
+FAILURES = {
+    "connection_lost": says(b"HTTP/1.1 200 O", close=True),
+    "garbage": says(b"EHLO nonsense\r\n\r\n", close=True),
+    "server_error": says(whole(500, b"<html>oops</html>", kind="text/html")),
+    "busy": says(whole(429, b"{}")),
+    "mid_body": says(whole(200, b'{"cut": 1}')[:-3], close=True),
+    "empty_stream": says(STREAM_HEAD + b"0\r\n\r\n"),
+    "cut_before_first_byte": says(STREAM_HEAD, close=True),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_an_upstream_that_fails_everywhere_is_502_in_json(play, kind):
+    """After all attempts: 502, OpenAI's form even where the upstream spoke HTML, and the number of placements tried."""
+
+    async def scenario(world):
+        ones = [await world.upstream(name) for name in "ab"]
+        for one in ones:
+            one.behaviour = FAILURES[kind]
+        router = await world.start_router(*(one.url for one in ones))
+        answer = await world.chat(stream=kind in ("empty_stream", "cut_before_first_byte"))
+        assert (answer.status, answer.error["code"], answer.error["type"]) == (502, "upstream_failed", "api_error")
+        assert "2 placements tried" in answer.error["message"] and b"html" not in answer.body
+        assert sorted(len(one.seen) for one in ones) == [1, 1]
+        assert sum(router.figures.retries.values()) == 1 and world.outcomes() == {"upstream_failed": 1}
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_failure_before_the_first_byte_is_tried_elsewhere(play, kind):
+    """One bad answer costs the client nothing; the retry is counted with its reason."""
+
+    async def scenario(world):
+        ones = [await world.upstream(name) for name in "ab"]
+        router = await world.start_router(*(one.url for one in ones))
+        for one in ones:
+            one.plan = [FAILURES[kind]] if one is ones[0] else []
+        answers = [await world.chat(stream=True) for _ in range(4)]
+        assert [answer.text for answer in answers if answer.status == 200].count("from b") >= 2
+        assert [answer.status for answer in answers] == [200] * 4
+        reasons = {"mid_body": "connection_lost", "empty_stream": "garbage", "cut_before_first_byte": "connection_lost"}
+        assert router.figures.retries == {reasons.get(kind, kind): 1}
+        assert world.outcomes() == {"ok": 4}
+
+    play(scenario)
+
+
+def test_a_dead_server_is_left_out_and_comes_back(play):
+    """Nobody can connect: one retry, then the endpoint is out; when it answers again it is used again."""
+
+    async def scenario(world):
+        ones = [await world.upstream(name) for name in "ab"]
+        router = await world.start_router(*(one.url for one in ones), probe_s=60.0)
+        port = int(ones[0].url.rpartition(":")[2])
+        await ones[0].stop()
+        assert [(await world.chat()).text for _ in range(6)] == ["from b"] * 6
+        assert router.figures.retries == {"connect": 1}
+        await ones[0].start(port)
+        await world.until(lambda: len(router.directory.models["m"].live) == 2, "back")
+        assert {(await world.chat()).text for _ in range(4)} == {"from a", "from b"}
+
+    play(scenario)
+
+
+def test_a_probe_finds_a_death_without_traffic(play):
+    """Health is looked at even when nobody asks."""
+
+    async def scenario(world):
+        ones = [await world.upstream(name) for name in "ab"]
+        router = await world.start_router(*(one.url for one in ones))
+        await ones[0].stop()
+        await world.until(lambda: len(router.directory.models["m"].live) == 1, "out")
+        assert router.figures.retries == {}
+
+    play(scenario)
+
+
+def test_the_clients_own_fault_comes_back_as_the_upstream_said_it(play):
+    """A 4xx is not retried: the upstream knows better what was wrong."""
+    said = json.dumps({"error": {"message": "context length is 8", "type": "BadRequestError", "param": None, "code": 400}}).encode()
+
+    async def scenario(world):
+        ones = [await world.upstream(name) for name in "ab"]
+        for one in ones:
+            one.behaviour = says(whole(400, said, "x-penstock-facts: v=1", "x-engine: yes"))
+        await world.start_router(*(one.url for one in ones))
+        answer = await world.chat()
+        assert (answer.status, answer.body, answer.headers["x-engine"]) == (400, said, "yes")
+        assert not any(name.startswith("x-penstock-") for name in answer.headers)
+        assert sum(len(one.seen) for one in ones) == 1 and world.outcomes() == {"bad_request": 1}
+
+    play(scenario)
+
+
+def test_the_deadline_ends_a_request_that_stalls_before_its_head(play):
+    """One deadline for all attempts: 504, and the upstream is left."""
+
+    async def scenario(world):
+        ones = [await world.upstream(name) for name in "ab"]
+        for one in ones:
+            one.behaviour = waits_for(asyncio.Event())
+        await world.start_router(*(one.url for one in ones), deadline_s=0.3)
+        answer = await world.chat()
+        assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
+        assert "0.3 s" in answer.error["message"] and world.outcomes() == {"deadline_exceeded": 1}
+        await world.until(lambda: sum(one.left for one in ones) == 1, "the upstream sees the router leave")
+
+    play(scenario)
+
+
+def test_a_head_that_takes_too_long_is_tried_elsewhere(play):
+    """The wait for a head is bounded per attempt, the rest of the deadline is the next one's."""
+
+    async def scenario(world):
+        ones = [await world.upstream(name) for name in "ab"]
+        ones[0].behaviour = waits_for(asyncio.Event())
+        router = await world.start_router(*(one.url for one in ones), head_timeout_s=0.2)
+        assert {(await world.chat()).text for _ in range(2)} == {"from b"}
+        assert ones[0].seen and router.figures.retries == {"timeout": len(ones[0].seen)} and world.outcomes() == {"ok": 2}
+
+    play(scenario)
+
+
+CUTS = {
+    "closed": (says(STREAM_HEAD + piece(event(delta("half"))), close=True), "upstream_failed"),
+    "garbage": (says(STREAM_HEAD + piece(event(delta("half"))) + b"zz\r\n", close=True), "upstream_failed"),
+    "no end mark": (
+        says(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + event(delta("half")), close=True),
+        "upstream_failed",
+    ),
+    "stalled": (says(STREAM_HEAD + piece(event(delta("half")))), "deadline_exceeded"),
+}
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_a_stream_cut_after_its_first_byte_ends_with_an_error_event_and_a_close(play, kind):
+    """Never a silent end, and never a retry: the client has seen half an answer already."""
+    behaviour, outcome = CUTS[kind]
+
+    async def scenario(world):
+        ones = [await world.upstream(name) for name in "ab"]
+        for one in ones:
+            one.behaviour = behaviour
+            if kind == "stalled":
+                one.behaviour = waits_after(behaviour)
+        await world.start_router(*(one.url for one in ones), deadline_s=0.5 if kind == "stalled" else 600.0)
+        reader, writer = await asyncio.open_connection(world.origin.host, world.origin.port)
+        body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}).encode()
+        writer.write(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
+        got = await reader.read()
+        writer.close()
+        assert b"half" in got and b"event: error\ndata: " in got and outcome.encode() in got
+        assert not got.endswith(b"0\r\n\r\n")
+        assert sum(len(one.seen) for one in ones) == 1 and world.outcomes() == {outcome: 1}
+
+    play(scenario)
+
+
+def waits_after(first):
+    """Behaves so, and then goes silent."""
+
+    async def behave(upstream, seen, writer):
+        await first(upstream, seen, writer)
+        await asyncio.Event().wait()
+
+    return behave
+
+
+async def goes_on(upstream, seen, writer):
+    """A stream without an end."""
+    writer.write(STREAM_HEAD)
+    while True:
+        writer.write(piece(event(delta("half"))))
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_client_that_leaves_takes_the_upstream_request_with_it(play, begun):
+    """Before the first byte and in the middle of a stream: the upstream sees its connection close, nothing is left."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        one.behaviour = goes_on if begun else waits_for(asyncio.Event())
+        await world.start_router(one.url)
+        reader, writer = await asyncio.open_connection(world.origin.host, world.origin.port)
+        body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}).encode()
+        writer.write(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
+        if begun:
+            await reader.readuntil(b"half")
+        else:
+            await world.until(lambda: len(one.seen) == 1, "the request")
+        writer.transport.abort()
+        await world.until(lambda: one.left == 1, "the upstream sees it")
+        await world.until(lambda: world.outcomes() == {"client_gone": 1}, "the outcome")
+
+    play(scenario)
+
+
+def test_isolated_tenants_get_a_cache_salt_and_the_fleet_token_stays_home(play, tmp_path):
+    """A server given by hand isolates by `cache_salt`; it never gets the fleet's token or salt header."""
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("k1: {tenant: red, isolation: true}\nk2: {tenant: blue, isolation: true}\nk3: {tenant: open}\n")
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        await world.start_router(one.url, api_keys=str(keys), secrets=Secrets(chunk_secret=7, fleet_token="fleet"))
+        for key in ("k1", "k2", "k3"):
+            assert (await world.chat(headers={"authorization": f"Bearer {key}", "x-penstock-salt": "mine"})).status == 200
+        salts = [seen.body.get("cache_salt") for seen in one.seen]
+        assert salts[2] is None and len({*salts[:2]}) == 2 and all(salts[:2])
+        assert not any(name.startswith("x-penstock-") for seen in one.seen for name in seen.headers)
+
+    play(scenario)
