@@ -110,7 +110,7 @@ class Batch:
         budget = max(0, self._timing.pass_tokens - len(streams))
         words = [(sequence, self._decode(sequence)) for sequence in streams]
         left = self._prefill(self.running, budget, words)
-        if not preempted or not self.running:  # whoever was preempted last must not wait for a pass that nobody else runs
+        if not preempted:
             left = self._admit(left, words)
         new = budget - left
         if not streams and not new:
@@ -159,6 +159,7 @@ class Batch:
         sequence.forget_blocks()
         self._book(sequence, len(sequence.tokens))
         self._waiting.appendleft(sequence)
+        self._short_of_blocks = True
         self.preemptions += 1
 
     def _decode(self, sequence: Sequence) -> int:

@@ -65,8 +65,8 @@ class Pulls:
         try:
             pulled = await fetch(self._config, remote, sequence.registered, sequence.block_count - sequence.registered)
             # A pull that starts beside this one makes it last longer: look again after the wait.
-            while (left := self._link.left_s(sequence, time.monotonic())) > 0:
-                await asyncio.sleep(left)  # noqa: ASYNC110 -- the condition is the clock
+            while (left := self._link.left_s(sequence, time.monotonic())) > 0:  # noqa: ASYNC110 -- it waits for time
+                await asyncio.sleep(left)
             self._tasks.pop(sequence, None)
             self._arrived(sequence, pulled.rows, time.monotonic() - began)
             pulled.taken()

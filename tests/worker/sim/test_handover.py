@@ -1,0 +1,317 @@
+"""Prefill here, decode there, over a real socket: the text is the predicted one, or the request fails loudly."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from penstock_core.errors import BadInput, TransferFailed
+from penstock_worker.engine import AnswerCut
+from penstock_worker.engines.sim import reference_text
+
+
+def _usage(answer: dict[str, Any]) -> tuple[int, int]:
+    return answer["usage"]["prompt_tokens"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+@pytest.mark.parametrize("words", [1, 20, 61, 64, 300, 2_000])
+def test_a_handed_over_answer_is_the_predicted_one(lab: Any, words: int) -> None:
+    """Prompts of less than a block, around a block's border, and of many blocks; both sides count the bytes."""
+
+    async def story() -> None:
+        async with lab.engine() as prefill, lab.engine() as decode:
+            body = lab.body(words)
+            params = await lab.prefill(prefill, body)
+            assert (params["do_remote_prefill"], params["do_remote_decode"], params["tp_size"]) == (True, False, 1)
+            assert prefill.store.used == len(params["remote_block_ids"][0]) > 0
+            answer = await lab.json(decode, lab.with_fields(body, kv_transfer_params=params))
+            assert answer["choices"][0]["message"]["content"] == reference_text(body)
+            prompt_tokens, cached = _usage(answer)
+            assert (prompt_tokens, cached) == (params["remote_num_tokens"], 0)
+            await lab.until(lambda: prefill.store.used == 0, "the prefill's blocks are unpinned")
+            moved = prompt_tokens * decode.config.profile.kv_bytes_per_token
+            assert f'vllm:nixl_bytes_transferred_sum{{model_name="sim"}} {moved}' in decode.metrics_text()
+            assert f'sim:kv_bytes_served_total{{model_name="sim"}} {moved}' in prefill.metrics_text()
+            assert decode._metrics.pulls == 1
+            assert len(prefill._claims) == 0
+            assert decode.store.used == 0
+
+    asyncio.run(story())
+
+
+def test_thirty_two_at_once_share_the_batch_and_the_link(lab: Any) -> None:
+    """With little KV on both sides, so that pins, pulls, evictions and preemptions meet."""
+
+    async def story() -> None:
+        tight = {"kv_tokens": 64 * 80, "claim_seconds": 60.0}
+        async with lab.engine(**tight) as prefill, lab.engine(**tight) as decode:
+
+            async def one(seed: int) -> bool:
+                body = lab.body(100 + 37 * seed % 900, seed=seed % 5)
+                params = await lab.prefill(prefill, body)
+                text = await lab.text(decode, lab.with_fields(body, kv_transfer_params=params))
+                return bool(text == reference_text(body, max_model_tokens=decode.config.context_tokens))
+
+            assert all(await asyncio.gather(*map(one, range(32))))
+            await lab.until(lambda: prefill.store.used == 0, "nothing stays pinned")
+            assert (decode.store.used, len(decode._pulls), decode._metrics.pulls) == (0, 0, 32)
+
+    asyncio.run(story())
+
+
+def test_one_byte_flipped_in_a_transferred_block_changes_the_text(lab: Any) -> None:
+    """In a full block as in the partly filled last one."""
+
+    async def story() -> None:
+        for which in (0, -1):
+            async with lab.engine() as prefill, lab.engine() as decode:
+                body = lab.body(200, max_tokens=12)
+                params = await lab.prefill(prefill, body)
+                prefill.store.rows[params["remote_block_ids"][0][which], 5] ^= 1
+                assert await lab.text(decode, lab.with_fields(body, kv_transfer_params=params)) != reference_text(body)
+
+    asyncio.run(story())
+
+
+def test_the_kv_of_another_prompt_changes_the_text(lab: Any) -> None:
+    """A foreign hand-over of the same length is found out by the text."""
+
+    async def story() -> None:
+        async with lab.engine() as prefill, lab.engine() as decode:
+            mine = lab.with_fields(b"{}", prompt=list(range(100)), max_tokens=12)
+            other = lab.with_fields(b"{}", prompt=list(range(1, 101)), max_tokens=1, kv_transfer_params=lab.prefill_params)
+            params = (await lab.json(prefill, other, lab.completions))["kv_transfer_params"]
+            text = await lab.text(decode, lab.with_fields(mine, kv_transfer_params=params), lab.completions)
+            assert text != reference_text(mine, lab.completions)
+
+    asyncio.run(story())
+
+
+def test_only_missing_blocks_are_pulled_and_pulled_ones_are_cached(lab: Any) -> None:
+    """The second turn pulls what is new; the decode side's events name the pulled blocks."""
+
+    async def story() -> None:
+        async with lab.engine() as prefill, lab.engine() as decode:
+            events = lab.collect_events(decode)
+            content = lab.prompt(300)
+            body = json.dumps({"messages": [{"role": "user", "content": content}], "max_tokens": 1}).encode()
+            await lab.text(decode, lab.with_fields(body, kv_transfer_params=await lab.prefill(prefill, body)))
+            stored = sum(len(event.hashes) for event in events)
+            first_bytes = decode._metrics.pulled_bytes
+            tokens = first_bytes // decode.config.profile.kv_bytes_per_token
+            assert stored == tokens // 64
+
+            longer = json.dumps(
+                {"messages": [{"role": "user", "content": content}, {"role": "user", "content": "more"}], "max_tokens": 20}
+            ).encode()
+            params = await lab.prefill(prefill, longer)
+            answer = await lab.json(decode, lab.with_fields(longer, kv_transfer_params=params))
+            assert answer["choices"][0]["message"]["content"] == reference_text(longer)
+            prompt_tokens, cached = _usage(answer)
+            assert cached == tokens // 64 * 64
+            pulled = decode._metrics.pulled_bytes - first_bytes
+            assert pulled == (prompt_tokens - cached) * decode.config.profile.kv_bytes_per_token
+
+    asyncio.run(story())
+
+
+def test_a_claim_nobody_makes_is_freed_and_a_late_pull_fails(lab: Any) -> None:
+    """After claim_seconds the blocks are free but cached; the decode worker is told so."""
+
+    async def story() -> None:
+        async with lab.engine(claim_seconds=0.05) as prefill, lab.engine() as decode:
+            body = lab.body(200)
+            params = await lab.prefill(prefill, body)
+            assert prefill.store.used > 0
+            await lab.until(lambda: prefill.store.used == 0, "the claim expires although the engine is idle")
+            assert 'vllm:nixl_num_kv_expired_reqs_total{model_name="sim"} 1' in prefill.metrics_text()
+            assert prefill.store.cached > 0
+            with pytest.raises(TransferFailed, match="unknown, expired or taken"):
+                await lab.text(decode, lab.with_fields(body, kv_transfer_params=params))
+            assert decode.store.used == 0
+            assert decode.load().prefill_tokens == 0
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"remote_request_id": "nobody-1"}, "unknown, expired or taken"),
+        ({"remote_engine_id": "sim-0000000000000000"}, "another engine or generation"),
+        ({"remote_port": 1}, "refused|Connect"),
+        ({"remote_host": "host.invalid"}, "host.invalid"),
+        ({"remote_request_id": "x" * 5_000}, "5\\d\\d\\d bytes; allowed"),
+    ],
+)
+def test_a_pull_that_cannot_be_is_an_error_never_a_text(lab: Any, wrong: dict[str, Any], message: str) -> None:
+    """And leaves the prefill's blocks to their real puller."""
+
+    async def story() -> None:
+        async with lab.engine() as prefill, lab.engine() as decode:
+            body = lab.body(200)
+            params = await lab.prefill(prefill, body)
+            with pytest.raises(TransferFailed, match=message):
+                await lab.text(decode, lab.with_fields(body, kv_transfer_params={**params, **wrong}))
+            assert (decode.store.used, len(decode._pulls), decode.load().waiting) == (0, 0, 0)
+            assert decode._metrics.pulls_failed == 1
+            assert await lab.text(decode, lab.with_fields(body, kv_transfer_params=params)) == reference_text(body)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("wrong", [{"fleet_token": "guessed"}, {"kv_generation": "other"}])
+def test_strangers_and_other_generations_get_no_blocks(lab: Any, wrong: dict[str, Any]) -> None:
+    """Neither side works with a partner that does not hold the token, or whose KV means something else."""
+
+    async def story() -> None:
+        async with lab.engine() as prefill, lab.engine(**wrong) as decode:
+            body = lab.body(200)
+            params = await lab.prefill(prefill, body)
+            with pytest.raises(TransferFailed):
+                await lab.text(decode, lab.with_fields(body, kv_transfer_params=params))
+            assert prefill.store.used > 0
+            assert prefill._metrics.served_bytes == 0
+
+    asyncio.run(story())
+
+
+def test_a_prompt_of_another_length_is_not_given_these_blocks(lab: Any) -> None:
+    """The server compares the number of blocks before it sends any."""
+
+    async def story() -> None:
+        async with lab.engine() as prefill, lab.engine() as decode:
+            params = await lab.prefill(prefill, lab.body(200))
+            with pytest.raises(TransferFailed, match="another length"):
+                await lab.text(decode, lab.with_fields(lab.body(400), kv_transfer_params=params))
+
+    asyncio.run(story())
+
+
+async def _speaker(says: bytes) -> tuple[asyncio.Server, int]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(says)
+        await writer.drain()
+        if says:
+            writer.close()
+        else:
+            await reader.read()  # silent until the other side leaves
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    return server, server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "says",
+    [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"PKV1", b"PKV1" + bytes(16), b"PKV1" + bytes(16) + b"\xff\xff\xff\xff", b"PKV1" + bytes(16) + b"\x01\0\0\0" + bytes(33)],
+    ids=["silence", "another protocol", "cut hello", "no answer", "absurd length", "no proof"],
+)  # fmt: skip
+def test_a_partner_that_misbehaves_is_a_failed_transfer(lab: Any, says: bytes) -> None:
+    """Silent, foreign, cut off or without the token: an error in bounded time, and nothing is kept."""
+
+    async def story() -> None:
+        server, port = await _speaker(says)
+        async with server, lab.engine(pull_timeout_s=0.2) as decode:
+            params = {"do_remote_prefill": True, "remote_host": "127.0.0.1", "remote_port": port}
+            params |= {"remote_engine_id": "e", "remote_request_id": "r"}
+            async with asyncio.timeout(60):
+                with pytest.raises(TransferFailed):
+                    await lab.text(decode, lab.body(200, kv_transfer_params=params))
+            assert (decode.store.used, len(decode._pulls)) == (0, 0)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("says", [b"", b"\xff\xff\xff\xff", b"\x02\0\0\0hi" + bytes(32), b"GET / HTTP/1.1\r\n\r\n" * 5])
+def test_a_stranger_at_the_block_server_gets_a_greeting_and_no_more(lab: Any, says: bytes) -> None:
+    """Silence, absurd lengths and garbage end the connection and leave the server in order."""
+
+    async def story() -> None:
+        async with lab.engine(pull_timeout_s=0.1) as prefill, lab.engine() as decode:
+            reader, writer = await asyncio.open_connection("127.0.0.1", prefill._server.port)
+            writer.write(says)
+            async with asyncio.timeout(60):
+                heard = b""
+                try:
+                    heard = await reader.readexactly(20)
+                    heard += await reader.read()
+                except ConnectionResetError:
+                    pass
+            assert len(heard) == 20
+            assert heard.startswith(b"PKV1")
+            writer.close()
+            body = lab.body(100)
+            params = await lab.prefill(prefill, body)
+            assert await lab.text(decode, lab.with_fields(body, kv_transfer_params=params)) == reference_text(body)
+            await lab.until(lambda: not prefill._server._connections, "no connection is left")
+
+    asyncio.run(story())
+
+
+def test_a_decode_leg_given_up_mid_pull_frees_its_blocks_and_another_may_pull(lab: Any) -> None:
+    """The pull takes long on a slow link; its abort leaves the prefill's blocks to the next decode worker."""
+
+    async def story() -> None:
+        async with lab.engine() as prefill, lab.engine(speed=0.01) as slow, lab.engine() as decode:
+            body = lab.body(3_000)
+            params = await lab.prefill(prefill, body)
+            leg = lab.with_fields(body, kv_transfer_params=params)
+            task = asyncio.create_task(lab.text(slow, leg))
+            await lab.until(lambda: any(claim.begun for claim in prefill._claims._claims.values()), "the pull is under way")
+            assert slow.store.used > 0
+            with pytest.raises(TransferFailed, match="taken"):
+                await lab.text(decode, leg)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (slow.store.used, len(slow._pulls), slow.load().prefill_tokens) == (0, 0, 0)
+            await lab.until(lambda: not any(claim.begun for claim in prefill._claims._claims.values()), "the claim is free again")
+            assert await lab.text(decode, leg) == reference_text(body)
+
+    asyncio.run(story())
+
+
+def test_stopping_the_prefill_side_fails_the_pull(lab: Any) -> None:
+    """Its pins are gone with it."""
+
+    async def story() -> None:
+        async with lab.engine() as decode:
+            async with lab.engine() as prefill:
+                body = lab.body(200)
+                params = await lab.prefill(prefill, body)
+            assert prefill.store.used == 0
+            with pytest.raises(TransferFailed):
+                await lab.text(decode, lab.with_fields(body, kv_transfer_params=params))
+
+    asyncio.run(story())
+
+
+def test_stopping_the_decode_side_mid_pull_cuts_the_answer(lab: Any) -> None:
+    """The waiting call ends with an error, and no task is left."""
+
+    async def story() -> None:
+        async with lab.engine() as prefill:
+            async with lab.engine(speed=0.01) as decode:
+                body = lab.body(3_000)
+                params = await lab.prefill(prefill, body)
+                task = asyncio.create_task(lab.text(decode, lab.with_fields(body, kv_transfer_params=params)))
+                await lab.until(lambda: len(decode._pulls) == 1, "the pull is under way")
+            with pytest.raises(AnswerCut):
+                await task
+            await lab.until(lambda: not prefill._server._connections, "the connection is gone")
+
+    asyncio.run(story())
+
+
+def test_several_choices_are_not_handed_over(lab: Any) -> None:
+    """The router places n > 1 decode-only; the engine says so by name."""
+
+    async def story() -> None:
+        async with lab.engine() as engine:
+            params = {"do_remote_prefill": True, "remote_host": "h", "remote_port": 1, "remote_engine_id": "e", "remote_request_id": "r"}
+            with pytest.raises(BadInput) as caught:
+                await lab.text(engine, lab.body(20, n=2, kv_transfer_params=params))
+            assert caught.value.param == "n"
+
+    asyncio.run(story())
