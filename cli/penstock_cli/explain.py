@@ -1,0 +1,86 @@
+"""`penstock explain`: why the last requests went where they went: every candidate, each term of its cost, the winner.
+
+It shows what the router kept of its decisions (`GET /admin/decisions`). The terms mean what docs/flows.md says; it adds up nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_NONE = "–"
+
+
+def overview(decisions: Sequence[dict[str, Any]]) -> Table:
+    """One row a decision, newest first: tokens of the prompt, predicted hit, the engine's own hit, predicted and measured TTFT."""
+    table = Table(title=f"{len(decisions)} decisions, newest first", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("request", "model", "prefill", "decode", "reason"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("ago", "prompt", "hit", "engine", "predicted", "TTFT", "tried"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("outcome", overflow="fold")
+    for decision in decisions:
+        placement = decision.get("placement") or {}
+        table.add_row(
+            decision["request_id"],
+            decision["model"],
+            placement.get("prefill") or _NONE,
+            placement.get("decode") or _NONE,
+            placement.get("reason", _NONE),
+            f"{decision['age_s']:.0f} s",
+            _count(decision["prompt_tokens"]),
+            _count(placement.get("hit_tokens")),
+            _count(decision["cached_tokens"]),
+            milliseconds(placement.get("ttft_s")),
+            milliseconds(decision["ttft_s"]),
+            str(decision["tried"]),
+            decision["outcome"],
+        )
+    return table
+
+
+def detail(decision: dict[str, Any]) -> RenderableType:
+    """One decision with its candidates, the cheapest first; a word where the router kept none."""
+    placement = decision.get("placement") or {}
+    candidates = sorted(placement.get("candidates") or (), key=lambda one: float(one.get("cost", 0)))
+    where = f"prefill {placement.get('prefill') or _NONE}, decode {placement.get('decode') or _NONE}"
+    title = Text(f"{decision['request_id']}: {where}", "bold")
+    if not candidates:
+        return Group(title, Text("The router kept no candidates of this decision (it keeps those of every n-th: `explain_every`)."))
+    terms = sorted({name for one in candidates for name in one.get("terms", {})})
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("prefill", "decode"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("hit", "TTFT", "step", *terms, "cost"):
+        table.add_column(heading, justify="right")
+    for one in candidates:
+        chosen = (one.get("prefill"), one.get("decode") or None) == (placement.get("prefill"), placement.get("decode"))
+        table.add_row(
+            one.get("prefill") or _NONE,
+            one.get("decode") or _NONE,
+            _count(one.get("hit_tokens")),
+            milliseconds(one.get("ttft_s")),
+            milliseconds(one.get("itl_s")),
+            *(_number(one.get("terms", {}).get(name)) for name in terms),
+            _number(one.get("cost")),
+            style="bold green" if chosen else "",
+        )
+    return Group(title, table)
+
+
+def milliseconds(seconds: float | str | None) -> str:
+    """`152 ms`; a dash for nothing, the word for what is no number (`inf`)."""
+    if seconds is None or isinstance(seconds, str):
+        return seconds or _NONE
+    return f"{seconds * 1e3:,.1f} ms" if seconds < 0.01 else f"{seconds * 1e3:,.0f} ms"
+
+
+def _count(number: int | None) -> str:
+    return _NONE if number is None else f"{number:,}"
+
+
+def _number(value: float | str | None) -> str:
+    return _NONE if value is None else value if isinstance(value, str) else f"{value:.4g}"

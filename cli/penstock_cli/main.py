@@ -1,0 +1,215 @@
+"""The `penstock` command: one function a command, each a few lines that call the module of the same name.
+
+Imports happen inside the commands: `penstock --help` stays quick, and a router never loads what only `up` needs (Ray).
+Errors meant for people (PenstockError, settings that cannot be used) end with status 1 and their message, without a traceback.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from penstock_core.errors import PenstockError
+
+app = typer.Typer(
+    help="Serve large language models with separate prefill and decode pools.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_FILE_WIDTH = 180
+"""Columns of a table that goes to no terminal."""
+
+
+class Host(StrEnum):
+    """What hosts the workers."""
+
+    AUTO = "auto"
+    RAY = "ray"
+    PROCESS = "process"
+
+
+Data = Annotated[Path | None, typer.Option("--data", help="Data folder: secrets and logs. [default: $PENSTOCK_DATA or .penstock/data]")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Url = Annotated[str | None, typer.Option("--url", help="Router to ask. [default: the one of the data folder]")]
+
+
+@app.command()
+def up(
+    prefill: Annotated[int, typer.Option(min=0, max=64, help="Prefill workers.")] = 1,
+    decode: Annotated[int, typer.Option(min=0, max=64, help="Decode workers.")] = 2,
+    both: Annotated[int, typer.Option(min=0, max=64, help="Undivided workers.")] = 0,
+    model: Annotated[str, typer.Option(help="Name that clients put in `model`.")] = "sim",
+    profile: Annotated[str, typer.Option(help="Timing of the sim engine.")] = "polynomial-reference",
+    speed: Annotated[float, typer.Option(min=0.01, max=1000, help="Times faster than the profile says.")] = 1.0,
+    host: Annotated[Host, typer.Option(help="What hosts the workers; auto: Ray where it is installed.")] = Host.AUTO,
+    redis: Annotated[str, typer.Option(help="Redis of your own, redis://host:port/db. [default: start one]")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the router; 0: any free one.")] = 8000,
+    policy: Annotated[str, typer.Option(help="Placement policy.")] = "target-misses",
+    api_keys: Annotated[Path | None, typer.Option(help="File of API keys; none: no authentication.")] = None,
+    data: Data = None,
+) -> None:
+    """Start Redis, workers and a router on this machine, and stay until Ctrl-C."""
+    from penstock_cli.data_folder import chosen
+    from penstock_cli.up import run_up
+    from penstock_cli.up_plan import UpPlan
+
+    plan = UpPlan(
+        prefill=prefill,
+        decode=decode,
+        both=both,
+        model=model,
+        profile=profile,
+        speed=speed,
+        host=host.value,
+        redis_url=redis,
+        port=port,
+        policy=policy,
+        api_keys=str(api_keys.resolve()) if api_keys else "",
+    )
+    raise typer.Exit(run_up(plan, chosen(data)))
+
+
+@app.command()
+def status(data: Data = None, url: Url = None, as_json: Json = False) -> None:
+    """Show the endpoints: role, load, KV use, lease."""
+    from penstock_cli.data_folder import chosen
+    from penstock_cli.router_admin import ask
+    from penstock_cli.status import endpoints_table, models_line
+
+    found = ask(chosen(data), url, "/admin/endpoints")
+    _show(found, as_json, endpoints_table(found["models"]), models_line(found["models"]))
+
+
+@app.command()
+def explain(
+    request_id: Annotated[str | None, typer.Argument(help="x-request-id of an answer; none: the last ones.")] = None,
+    last: Annotated[int, typer.Option(min=1, max=1000, help="How many decisions to list.")] = 10,
+    data: Data = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show why requests went where they went."""
+    from penstock_cli.data_folder import chosen
+    from penstock_cli.explain import detail, overview
+    from penstock_cli.router_admin import ask
+
+    query: dict[str, str | int] = {"limit": last} if request_id is None else {"limit": last, "request_id": request_id}
+    found = ask(chosen(data), url, "/admin/decisions", query)
+    decisions = found["decisions"]
+    if request_id is not None and not decisions:
+        raise PenstockError(f"request_id is {request_id!r}; the router keeps its last decisions only, and this is not among them")
+    details = [detail(decision) for decision in decisions] if request_id is not None else []
+    _show(found, as_json, overview(decisions), *details)
+
+
+@app.command()
+def doctor(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port the router would take.")] = 8000,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is missing on this machine and what to do about it."""
+    import msgspec
+    from rich.table import Table
+
+    from penstock_cli.data_folder import chosen
+    from penstock_cli.doctor import ADVICE, MISSING, OK, examine
+
+    findings = examine(chosen(data), port)
+    table = Table()
+    for heading in ("check", "", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    colour = {OK: "green", ADVICE: "yellow", MISSING: "red"}
+    for finding in findings:
+        table.add_row(finding.name, finding.state, finding.found, finding.todo, style="" if finding.state == OK else colour[finding.state])
+    _show({"findings": msgspec.to_builtins(findings)}, as_json, table)
+    raise typer.Exit(any(finding.state == MISSING for finding in findings))
+
+
+@app.command()
+def router(
+    config: Annotated[Path | None, typer.Option(help="YAML or JSON file of settings (docs/configuration.md).")] = None,
+    endpoint: Annotated[
+        list[str] | None, typer.Option(help="Server given by hand: http://host:port[,role=decode,model=NAME,connector=nixl]. Repeatable.")
+    ] = None,
+    redis: Annotated[str | None, typer.Option(envvar="PENSTOCK_REDIS_URL", help="Redis of the registry.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Served model to follow in the registry. Repeatable.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. [default: 8000]")] = None,
+    policy: Annotated[str | None, typer.Option(help="Placement policy. [default: target-misses]")] = None,
+    api_keys: Annotated[str | None, typer.Option(help="File of API keys; none: no authentication.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as name=value. Repeatable.")] = None,
+    url_file: Annotated[Path | None, typer.Option(help="Write the router's URL here once it listens.")] = None,
+) -> None:
+    """Run a router of its own.
+
+    Secrets come from PENSTOCK_CHUNK_SECRET, PENSTOCK_FLEET_TOKEN and PENSTOCK_ADMIN_KEY, or from the files that the same names with
+    _FILE name.
+    """
+    from penstock_cli.router_command import run_from_settings
+
+    settings: dict[str, Any] = {
+        "redis_url": redis,
+        "host": host,
+        "port": port,
+        "policy": policy,
+        "api_keys": api_keys,
+        "log_level": log_level,
+    }
+    raise typer.Exit(run_from_settings(config, settings, endpoint or [], model or [], set_ or [], url_file))
+
+
+@app.command()
+def worker(
+    config: Annotated[Path | None, typer.Option(help="JSON file of settings.")] = None,
+    worker_id: Annotated[str | None, typer.Option("--id", help="Stable name of this replica. [default: worker-0]")] = None,
+    role: Annotated[str | None, typer.Option(help="prefill, decode or both. [default: both]")] = None,
+    model: Annotated[str | None, typer.Option(help="Name that clients put in `model`. [default: sim]")] = None,
+    profile: Annotated[str | None, typer.Option(help="Timing of the sim engine.")] = None,
+    speed: Annotated[float | None, typer.Option(help="Times faster than the profile says.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. [default: 0]")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as name=value. Repeatable.")] = None,
+) -> None:
+    """Run one worker of its own.
+
+    PENSTOCK_REDIS_URL names the registry; without it routers are given the worker's URL by hand. Secrets come from
+    PENSTOCK_CHUNK_SECRET and PENSTOCK_FLEET_TOKEN, or from the files that the same names with _FILE name.
+    """
+    from penstock_cli.worker_command import run_from_settings
+
+    settings: dict[str, Any] = {"id": worker_id, "role": role, "model": model, "profile": profile, "speed": speed}
+    settings |= {"host": host, "port": port, "log_level": log_level}
+    run_from_settings(config, settings, set_ or [])
+
+
+def _show(found: dict[str, Any], as_json: bool, *tables: Any) -> None:
+    """Print what was found: as JSON for scripts, else as tables in which nothing is taken for markup."""
+    if as_json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
+        return
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    for table in tables:
+        console.print(table)
+
+
+def main() -> None:
+    """Entry point of `penstock`."""
+    try:
+        app()
+    except (PenstockError, ValueError) as error:
+        sys.stderr.write(f"penstock: {error}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

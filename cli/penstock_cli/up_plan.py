@@ -1,0 +1,62 @@
+"""What `penstock up` was asked to start: checked values, and the settings they mean for workers and router. Pure.
+
+`up` carries it out. Nothing here looks at the machine.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+from penstock_core.endpoint import Role
+from penstock_core.errors import PenstockError
+from penstock_worker.config import WorkerConfig
+
+ROUTER_DRAIN_S = 3
+WORKER_DRAIN_S = 5.0
+
+
+class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The command line of `penstock up`."""
+
+    prefill: int = 1
+    decode: int = 2
+    both: int = 0
+    model: str = "sim"
+    profile: str = "polynomial-reference"
+    speed: float = 1.0
+    host: str = "auto"
+    """`auto`, `ray` or `process`."""
+    redis_url: str = ""
+    """Empty: start one."""
+    port: int = 8000
+    policy: str = "target-misses"
+    api_keys: str = ""
+    """Path; empty: no authentication."""
+
+    def __post_init__(self) -> None:
+        if self.prefill + self.decode + self.both == 0:
+            raise PenstockError("prefill, decode and both are 0; allowed: at least one worker")
+        if self.decode + self.both == 0:
+            raise PenstockError("decode and both are 0; allowed: at least one worker that decodes (--decode 1 or --both 1)")
+        if self.prefill + self.both == 0:
+            raise PenstockError("prefill and both are 0; allowed: at least one worker that prefills (--prefill 1 or --both 1)")
+
+    @property
+    def desired(self) -> dict[str, int]:
+        """Replicas by pool; a pool is named by its role, and one of 0 replicas is left out."""
+        wanted = {Role.PREFILL.value: self.prefill, Role.DECODE.value: self.decode, Role.BOTH.value: self.both}
+        return {pool: replicas for pool, replicas in wanted.items() if replicas}
+
+    @property
+    def workers(self) -> int:
+        return sum(self.desired.values())
+
+    def pools(self) -> dict[str, WorkerConfig]:
+        """Settings of each pool's workers. Raises ConfigError for a model name or a profile that cannot be used."""
+        common = WorkerConfig(model=self.model, profile=self.profile, speed=self.speed, drain_s=WORKER_DRAIN_S)
+        return {pool: msgspec.structs.replace(common, role=Role(pool), pool=pool) for pool in self.desired}
+
+    def router_options(self) -> Sequence[str]:
+        """Words for `penstock router`; secrets and the Redis URL go by environment."""
+        keys = ("--api-keys", self.api_keys) if self.api_keys else ()
+        settings = ("--set", f"drain_s={ROUTER_DRAIN_S}", "--set", "explain_every=1")
+        return ("--port", str(self.port), "--model", self.model, "--policy", self.policy, *settings, *keys)
