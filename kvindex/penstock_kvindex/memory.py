@@ -212,7 +212,7 @@ class MemoryIndex:
             return 0
         dead = slots & self._pass.slots
         slots -= dead
-        if slots and len(self._table) <= self._max_chunks:
+        if slots and (self._pass.slots or len(self._table) <= self._max_chunks):  # first what nobody holds, in a pass of its own
             return len(dead)
         del self._table[key]
         return len(dead) + len(slots)
