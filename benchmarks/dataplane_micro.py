@@ -1,9 +1,10 @@
 """CPU cost of the data plane alone: a proxy (server + client) between a load generator and a mock upstream.
 
-    python benchmarks/dataplane_micro.py [--rounds 5] [--seconds 4] [--chunks-per-second 100]
+    python benchmarks/dataplane_micro.py [--rounds 5] [--seconds 4] [--streams 256] [--chunks 300]
 
-Prints µs of CPU per unary request (4 KB body, 64 keep-alive connections, `wrk`) and per relayed SSE chunk (256 streams), the
-proxy's own CPU from /proc/<pid>/stat, median and spread of the rounds; writes JSON to benchmarks/results/. Not a test.
+Prints µs of CPU (user and kernel) per unary request (4 KB body, 64 keep-alive connections, `wrk`) and per relayed SSE chunk (256 streams),
+from /proc/<pid>/stat, median and spread of the rounds; writes JSON to benchmarks/results/. Beside it, in alternation, `splice`: protocols
+that copy bytes between two sockets and know no HTTP, which is the floor of this machine for anything on this loop. Not a test.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from penstock_dataplane.client import Client, Origin
 from penstock_dataplane.loop import run
 from penstock_dataplane.relay import relay
 from penstock_dataplane.server import Exchange, Server
+from penstock_dataplane.wire import encode_headers
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 EVENT = (
@@ -29,8 +31,8 @@ EVENT = (
     b'"choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}]}\n\n'
 )
 ANSWER = b'{"id":"chatcmpl-1","object":"chat.completion","choices":[{"message":{"role":"assistant","content":"' + b"x" * 400 + b'"}}]}'
-JSON_TYPE = [(b"content-type", b"application/json")]
-SSE_TYPE = [(b"content-type", b"text/event-stream")]
+JSON_TYPE = encode_headers([(b"content-type", b"application/json")])
+SSE_TYPE = encode_headers([(b"content-type", b"text/event-stream")])
 
 
 async def mock_upstream(chunks: int, interval_s: float) -> None:
@@ -102,6 +104,42 @@ async def proxy(upstream_port: int) -> None:
     await asyncio.Event().wait()
 
 
+class SpliceUpstream(asyncio.Protocol):
+    def __init__(self, client: asyncio.Transport) -> None:
+        self.client = client
+
+    def data_received(self, data: bytes) -> None:
+        if not self.client.is_closing():
+            self.client.write(data)
+
+
+class SpliceClient(asyncio.Protocol):
+    def __init__(self, upstream_port: int) -> None:
+        self.upstream_port = upstream_port
+        self.upstream: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self.upstream is not None:
+            self.upstream.write(data)
+        else:
+            self.connecting = asyncio.ensure_future(self.connect(data))
+
+    async def connect(self, data: bytes) -> None:
+        make = lambda: SpliceUpstream(self.transport)  # type: ignore[arg-type]  # noqa: E731
+        self.upstream, _ = await asyncio.get_running_loop().create_connection(make, "127.0.0.1", self.upstream_port)
+        self.upstream.write(data)
+
+
+async def splice(upstream_port: int) -> None:
+    """Copies bytes both ways, one upstream connection a client connection."""
+    server = await asyncio.get_running_loop().create_server(lambda: SpliceClient(upstream_port), "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.Event().wait()
+
+
 async def drink(port: int, streams: int, spread_s: float) -> None:
     """Opens `streams` SSE requests, phases spread over `spread_s`, and prints the bytes received."""
     request = b"POST /v1/stream HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
@@ -126,9 +164,16 @@ async def drink(port: int, streams: int, spread_s: float) -> None:
     await asyncio.gather(*(drinker.done for drinker in drinkers))
 
 
-def cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> tuple[float, float]:
+    """User and kernel seconds of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+    return int(fields[11]) / TICKS_PER_SECOND, int(fields[12]) / TICKS_PER_SECOND
+
+
+def used_us(pid: int, before: tuple[float, float], units: int) -> dict[str, float]:
+    """µs a unit since `before`."""
+    user, kernel = ((now - then) / units * 1e6 for now, then in zip(cpu_s(pid), before, strict=True))
+    return {"total": user + kernel, "user": user, "kernel": kernel}
 
 
 def start(cpu: str, *args: str) -> tuple[subprocess.Popen[str], int]:
@@ -138,29 +183,30 @@ def start(cpu: str, *args: str) -> tuple[subprocess.Popen[str], int]:
     return process, int(process.stdout.readline())
 
 
-def unary_round(proxy_pid: int, port: int, seconds: float, script: str) -> tuple[float, int]:
-    """µs of CPU a request, and the requests."""
-    before_s = cpu_s(proxy_pid)
+def unary_round(pid: int, port: int, seconds: float, script: str) -> dict[str, float]:
+    """µs of CPU a request."""
+    before = cpu_s(pid)
     pin = ["taskset", "-c", "1"] if shutil.which("taskset") else []
     command = [*pin, "wrk", "-t1", "-c64", f"-d{seconds:g}s", "-s", script, f"http://127.0.0.1:{port}/v1/chat/completions"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    used_s = cpu_s(proxy_pid) - before_s
     requests = next(int(line.split()[0]) for line in output.splitlines() if " requests in " in line)
     if "Non-2xx" in output or "Socket errors" in output:
         raise RuntimeError(output)
-    return used_s / requests * 1e6, requests
+    return used_us(pid, before, requests) | {"rate": requests / seconds}
 
 
-def stream_round(proxy_pid: int, port: int, streams: int, chunks: int, spread_s: float) -> float:
+def stream_round(pid: int, port: int, streams: int, chunks: int, spread_s: float) -> dict[str, float]:
     """µs of CPU a chunk, the streams' own set-up included."""
-    before_s = cpu_s(proxy_pid)
+    before = cpu_s(pid)
     pin = ["taskset", "-c", "1"] if shutil.which("taskset") else []
     subprocess.run([*pin, sys.executable, __file__, "drink", str(port), str(streams), str(spread_s)], check=True)
-    return (cpu_s(proxy_pid) - before_s) / (streams * chunks) * 1e6
+    return used_us(pid, before, streams * chunks)
 
 
-def summary(values: list[float]) -> str:
-    return f"{statistics.median(values):6.1f}  ({min(values):.1f} to {max(values):.1f}, n={len(values)})"
+def line(name: str, rounds: list[dict[str, float]]) -> str:
+    total = [each["total"] for each in rounds]
+    user, kernel = (statistics.median(each[key] for each in rounds) for key in ("user", "kernel"))
+    return f"{name:<34} {statistics.median(total):6.1f}  ({min(total):.1f} to {max(total):.1f})  user {user:.1f}, kernel {kernel:.1f}"
 
 
 def main() -> None:
@@ -174,26 +220,31 @@ def main() -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".lua", delete=False) as script:
         script.write('wrk.method="POST"\nwrk.headers["Content-Type"]="application/json"\nwrk.body=string.rep("x",4096)\n')
     upstream, upstream_port = start("2", "upstream", str(options.chunks), str(options.interval_ms / 1000))
-    proxying, port = start("0", "proxy", str(upstream_port))
+    proxies = {name: start("0", name, str(upstream_port)) for name in ("proxy", "splice")}
+    spread_s = 10 * options.interval_ms / 1000 + 0.0037
+    rounds: dict[str, list[dict[str, float]]] = {}
     try:
-        unary_round(proxying.pid, port, 1, script.name)
-        unary, spread, in_step = [], [], []
-        for _ in range(options.rounds):
-            unary.append(unary_round(proxying.pid, port, options.seconds, script.name)[0])
-            spread.append(stream_round(proxying.pid, port, options.streams, options.chunks, 10 * options.interval_ms / 1000 + 0.0037))
-            in_step.append(stream_round(proxying.pid, port, options.streams, options.chunks, 0.0))
+        for number in range(options.rounds + 1):
+            for name, (process, port) in proxies.items():
+                if number == 0:  # warm up
+                    unary_round(process.pid, port, 1, script.name)
+                    continue
+                rounds.setdefault(f"unary request, {name}", []).append(unary_round(process.pid, port, options.seconds, script.name))
+                stream = stream_round(process.pid, port, options.streams, options.chunks, spread_s)
+                rounds.setdefault(f"chunk, phases spread, {name}", []).append(stream)
+                stream = stream_round(process.pid, port, options.streams, options.chunks, 0.0)
+                rounds.setdefault(f"chunk, opened at once, {name}", []).append(stream)
     finally:
-        for process in (proxying, upstream):
+        for process in (upstream, *(process for process, _ in proxies.values())):
             process.terminate()
             process.wait()
         Path(script.name).unlink()
-    print(f"unary, 4 KB, 64 connections    µs CPU a request  {summary(unary)}")
-    print(f"stream, {options.streams} streams, spread     µs CPU a chunk    {summary(spread)}")
-    print(f"stream, {options.streams} streams, opened at once µs CPU a chunk {summary(in_step)}")
+    print("µs of CPU: median (least to most)")
+    for name in sorted(rounds, reverse=True):
+        print(line(name, rounds[name]))
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    report = {"at": time.time(), "unary_us": unary, "chunk_spread_us": spread, "chunk_together_us": in_step}
-    (results / "dataplane_micro.json").write_text(json.dumps(report, indent=2))
+    (results / "dataplane_micro.json").write_text(json.dumps({"at": time.time(), "rounds": rounds}, indent=2))
 
 
 if __name__ == "__main__":
@@ -202,6 +253,8 @@ if __name__ == "__main__":
             run(mock_upstream(int(chunks), float(interval_s)))
         case ["proxy", upstream_port]:
             run(proxy(int(upstream_port)))
+        case ["splice", upstream_port]:
+            run(splice(int(upstream_port)))
         case ["drink", port, streams, spread_s]:
             run(drink(int(port), int(streams), float(spread_s)))
         case _:
