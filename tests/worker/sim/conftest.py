@@ -5,16 +5,15 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from penstock_worker.engine import BlockEvent, EngineCall
 from penstock_worker.engines.sim import SimConfig, SimEngine
 
 CHAT = "/v1/chat/completions"
-_WORDS = (
-    "the a penstock water gate turbine opens slowly because international pressure 1234 rises, falls; and the valve_7 (left) turns.".split()
-)
+_TEXT = "the a penstock water gate turbine opens slowly because international pressure 1234 rises, falls; and the valve_7 (left) turns."
+_WORDS = _TEXT.split()
 
 
 class Lab:
@@ -22,7 +21,12 @@ class Lab:
 
     chat = CHAT
     completions = "/v1/completions"
-    prefill_params = {"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None, "remote_block_ids": None}
+    prefill_params: ClassVar[dict[str, Any]] = {
+        "do_remote_decode": True,
+        "do_remote_prefill": False,
+        "remote_engine_id": None,
+        "remote_block_ids": None,
+    }
 
     def config(self, **settings: Any) -> SimConfig:
         return SimConfig(**{"speed": 200.0, "fleet_token": "a made-up token", **settings})
@@ -74,7 +78,7 @@ class Lab:
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition, at most a minute."""
         async with asyncio.timeout(60):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 -- the engine has no event for every condition a test waits for
                 await asyncio.sleep(0.001)
         assert condition(), what
 

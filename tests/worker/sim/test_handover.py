@@ -202,11 +202,20 @@ async def _speaker(says: bytes) -> tuple[asyncio.Server, int]:
     return server, server.sockets[0].getsockname()[1]
 
 
+_HELLO = b"PKV1" + bytes(16)
+
+
 @pytest.mark.parametrize(
     "says",
-    [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"PKV1", b"PKV1" + bytes(16), b"PKV1" + bytes(16) + b"\xff\xff\xff\xff", b"PKV1" + bytes(16) + b"\x01\0\0\0" + bytes(33)],
-    ids=["silence", "another protocol", "cut hello", "no answer", "absurd length", "no proof"],
-)  # fmt: skip
+    [
+        pytest.param(b"", id="silence"),
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="another protocol"),
+        pytest.param(b"PKV1", id="cut hello"),
+        pytest.param(_HELLO, id="no answer"),
+        pytest.param(_HELLO + b"\xff\xff\xff\xff", id="absurd length"),
+        pytest.param(_HELLO + b"\x01\0\0\0" + bytes(33), id="no proof"),
+    ],
+)
 def test_a_partner_that_misbehaves_is_a_failed_transfer(lab: Any, says: bytes) -> None:
     """Silent, foreign, cut off or without the token: an error in bounded time, and nothing is kept."""
 
