@@ -8,7 +8,7 @@ import msgspec
 
 HEADER = b"x-penstock-facts"
 REFUSE_HEADER = b"x-penstock-refuse"
-"""With status 503: the worker cannot start this request now; `full`, `draining` or `epoch`."""
+"""With status 503: the worker cannot start this request now; `full`, `draining`, `epoch`, or `kv` (prefill again: its KV is gone)."""
 SALT_HEADER = b"x-penstock-salt"
 TOKEN_HEADER = b"x-penstock-token"
 """The fleet's internal token, on `/penstock/*`, KV pulls and salted requests."""

@@ -52,6 +52,8 @@ class Chain(msgspec.Struct, frozen=True):
     """Names of the full token blocks that the chunks need, in order: `block_name` of each block's tokens."""
     exact: bool
     """False where some of `tokens_at` had to be interpolated."""
+    tokens: int = 0
+    """Of the whole prompt."""
 
 
 def block_name(tokens: bytes, secret: int) -> int:
@@ -109,7 +111,7 @@ def _chain(layout: "_Layout", fields: Mapping[str, msgspec.Raw], rendering: Rend
     packed, block_bytes = token_bytes(rendering.token_ids), 4 * rules.block_tokens
     last = min(len(packed), math.ceil(tokens_at[-1] / rules.block_tokens) * block_bytes) if tokens_at else 0
     blocks = [block_name(packed[end - block_bytes : end], rules.secret) for end in range(block_bytes, last + 1, block_bytes)]
-    return Chain(salt, adapter, keys, tokens_at, blocks, exact)
+    return Chain(salt, adapter, keys, tokens_at, blocks, exact, len(rendering.token_ids))
 
 
 def _tokens_at(layout: "_Layout", rendering: Rendering, chunks: int, rules: ChainRules) -> tuple[list[int], bool]:

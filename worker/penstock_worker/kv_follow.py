@@ -59,6 +59,11 @@ class KvFollower:
         self._flush_due = False
         engine.on_block_events(self.take_events)
 
+    @property
+    def pending(self) -> int:
+        """Answers whose text is still being laid out: a few milliseconds after their end."""
+        return len(self._finishing)
+
     async def begin(self, call: EngineCall, model: str) -> str | None:
         """Lay the call's prompt out before the engine runs it; gives a name for `hit_chunks`, `finish` and `forget`.
 
@@ -85,7 +90,7 @@ class KvFollower:
 
     def finish(self, name: str, call: EngineCall, model: str, pieces: Sequence[bytes], *, streamed: bool) -> None:
         """The answer went out whole: follow its text too, in the background."""
-        if len(self._finishing) >= MOST_ANSWERS_WAITING:
+        if self.pending >= MOST_ANSWERS_WAITING:
             self.untold += 1
             self.forget(name)
             return
@@ -137,18 +142,19 @@ class KvFollower:
 
     async def _finish(self, name: str, call: EngineCall, adapter: str, pieces: Sequence[bytes], streamed: bool) -> None:
         extended = None
+        room = self.translator.room_tokens(name)
         try:
-            extended = await self._loop.run_in_executor(self._thread, self._extended, call, adapter, pieces, streamed)
+            extended = await self._loop.run_in_executor(self._thread, self._extended, call, adapter, pieces, streamed, room)
         except Exception:  # a task's top: nobody awaits it
             log.exception("an answer's text cannot be followed")
         finally:
             self.translator.finish(name, extended)
             self._changed()
 
-    def _extended(self, call: EngineCall, adapter: str, pieces: Sequence[bytes], streamed: bool) -> Chain | None:
+    def _extended(self, call: EngineCall, adapter: str, pieces: Sequence[bytes], streamed: bool, room: int) -> Chain | None:
         text = answer_text(pieces, streamed=streamed)
-        if text is None or len(text) < self._rules.block_tokens:
-            return None  # fewer characters than a block has tokens: at most the block in which the prompt ended
+        if text is None or len(text) < room:
+            return None  # a token has a character or more: no further block is full
         following = next_turn(call.path, call.body, text)
         if following is None:
             return None

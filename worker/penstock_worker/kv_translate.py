@@ -11,7 +11,7 @@ the same text share keys but not the block in which they part).
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
@@ -64,11 +64,12 @@ class _Root(_Block):
 
 
 class _Call:
-    __slots__ = ("leaf", "tokens_at")
+    __slots__ = ("leaf", "tokens", "tokens_at")
 
-    def __init__(self, leaf: _Block, tokens_at: Sequence[int]) -> None:
+    def __init__(self, leaf: _Block, chain: Chain) -> None:
         self.leaf = leaf
-        self.tokens_at = tokens_at
+        self.tokens = chain.tokens
+        self.tokens_at = chain.tokens_at
 
 
 class Translator:
@@ -107,12 +108,17 @@ class Translator:
         """A request is about to run. Its blocks are remembered until `finish` or `forget`, and as long as they are held."""
         leaf = self._attach(chain)
         leaf.pins += 1
-        self._calls[call_id] = _Call(leaf, chain.tokens_at)
+        self._calls[call_id] = _Call(leaf, chain)
 
     def hit_chunks(self, call_id: str, hit_tokens: int) -> int:
         """Leading chunks that the engine's `hit_tokens` cached tokens cover; 0 for an unknown call."""
         call = self._calls.get(call_id)
         return 0 if call is None else bisect_right(call.tokens_at, hit_tokens)
+
+    def room_tokens(self, call_id: str) -> int:
+        """Output tokens that fill the block in which the call's prompt ended; fewer of them leave nothing new to follow."""
+        call = self._calls.get(call_id)
+        return 0 if call is None else self.rules.block_tokens - call.tokens % self.rules.block_tokens
 
     def finish(self, call_id: str, extended: Chain | None) -> None:
         """The answer is whole: follow its text too (`kv_chain.extended_chain`), so that the next turn's prefix is known."""
