@@ -6,6 +6,8 @@ The same bodies go to `wrk`, to our own generator and into the mock workers' reg
 import json
 
 MODEL = "bench"
+BODIES = 64
+"""Conversations in a run."""
 API_KEY = "bench-key-0123456789abcdef"
 _WORDS = ("pressure", "water", "gate", "valve", "turbine", "head", "flow", "pipe", "rotor", "stator", "intake", "spill", "draft", "runner")
 

@@ -22,9 +22,7 @@ from urllib.parse import urlsplit
 
 from penstock_dataplane.loop import run as run_loop
 
-from benchmarks.bodies import API_KEY, chat_body, http_request
-
-BODIES = 64
+from benchmarks.bodies import API_KEY, BODIES, chat_body, http_request
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from penstock_core.facts import Facts, encode_facts
 from penstock_dataplane.loop import run as run_loop
 
 from benchmarks.bodies import MODEL
+from benchmarks.mock_registration import register
 
 _FACTS = b"x-penstock-facts: " + encode_facts(Facts(0, 0, 1000, 16, 0, 0, 32_000, 307_328, MODEL)) + b"\r\n"
 _ANSWER = json.dumps(
@@ -148,23 +149,29 @@ class MockWorker(asyncio.Protocol):
             self.timer = None
 
 
-async def serve(workers: int, interval_s: float, *, in_step: bool) -> None:
+async def serve(workers: int, interval_s: float, redis_url: str, *, in_step: bool) -> None:
+    """Listen, register if there is a registry, say so, and serve until stdin closes."""
     loop = asyncio.get_running_loop()
     pace = Pace(interval_s, in_step=in_step)
     servers = [await loop.create_server(lambda: MockWorker(pace), "127.0.0.1", 0, backlog=1024) for _ in range(workers)]
     if in_step:
         pace.tick(loop.time())
-    print(json.dumps([server.sockets[0].getsockname()[1] for server in servers]), flush=True)
+    ports = [server.sockets[0].getsockname()[1] for server in servers]
+    renewing = await register(redis_url, ports) if redis_url else None
+    print(json.dumps(ports), flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
+    if renewing is not None:
+        renewing.cancel()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--interval-ms", type=float, default=10.0)
+    parser.add_argument("--redis", default="")
     parser.add_argument("--in-step", action="store_true")
     given = parser.parse_args()
-    run_loop(serve(given.workers, given.interval_ms / 1e3, in_step=given.in_step))
+    run_loop(serve(given.workers, given.interval_ms / 1e3, given.redis, in_step=given.in_step))
 
 
 if __name__ == "__main__":
