@@ -69,7 +69,7 @@ def drain(translator, published):
     changes = translator.take()
     if changes.cleared:
         published.clear()
-    added, removed = set(changes.added.tolist()), set(changes.removed.tolist())
+    added, removed = set(changes.added), set(changes.removed)
     assert not added & removed
     assert removed <= published
     published -= removed

@@ -6,6 +6,7 @@
 from collections.abc import Callable
 
 from penstock_core.endpoint import Load, WorkerRecord
+from penstock_kvindex.redis import RedisIndex
 
 from penstock_worker.config import WorkerConfig, WorkerSecrets
 from penstock_worker.engine import Engine
@@ -14,6 +15,7 @@ from penstock_worker.host import Host, new_epoch
 from penstock_worker.kv_follow import Publishing
 from penstock_worker.local_kv import LocalKv
 from penstock_worker.metrics import WorkerMetrics
+from penstock_worker.registration import Registration
 
 
 def build_host(config: WorkerConfig, secrets: WorkerSecrets) -> Host:
@@ -21,7 +23,11 @@ def build_host(config: WorkerConfig, secrets: WorkerSecrets) -> Host:
     epoch = new_epoch()
 
     async def join(record: WorkerRecord, load: Callable[[], Load], metrics: WorkerMetrics) -> Publishing:
-        return LocalKv(epoch)
+        if not secrets.redis_url:
+            return LocalKv(epoch)
+        registration = Registration(RedisIndex(secrets.redis_url, config.model, chunk_bytes=config.chunk_bytes), record, load)
+        metrics.watch_publish_lag(lambda: registration.lag_s)
+        return registration
 
     return Host(config, secrets, build_engine(config, secrets, epoch), join, epoch=epoch)
 

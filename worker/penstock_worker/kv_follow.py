@@ -6,14 +6,14 @@ loop only. It knows no HTTP and no Redis: whom changes go to is behind the Publi
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Protocol
 
 import msgspec
 from penstock_core.errors import BadInput
-from penstock_core.kv_events import Keys, KvState
+from penstock_core.kv_events import KvState
 
 from penstock_worker.answer_text import answer_text
 from penstock_worker.engine import BlockEvent, Engine, EngineCall, EngineInfo
@@ -32,7 +32,7 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeError, ValueError, TypeError, KeyErr
 class Publishing(Protocol):
     """Whom changes go to; all calls but `leave` are synchronous and never wait for the shared store."""
 
-    def publish(self, added: Keys, removed: Keys) -> None: ...
+    def publish(self, added: Iterable[int], removed: Iterable[int]) -> None: ...
 
     def cleared(self) -> None: ...
 
@@ -115,7 +115,7 @@ class KvFollower:
         changes = self.translator.take()
         if changes.cleared:
             self._publishing.cleared()
-        if len(changes.added) or len(changes.removed):
+        if changes.added or changes.removed:
             self._publishing.publish(changes.added, changes.removed)
 
     async def aclose(self) -> None:

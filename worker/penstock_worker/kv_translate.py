@@ -14,8 +14,6 @@ from collections import deque
 from collections.abc import Iterable
 
 import msgspec
-import numpy as np
-from penstock_core.kv_events import Keys
 
 from penstock_worker.engine import AllBlocksCleared, BlockEvent, BlockRemoved, BlockStored
 from penstock_worker.kv_chain import Chain, ChainRules, block_name, token_bytes
@@ -27,14 +25,14 @@ MOST_KEYS_PER_BLOCK = 256
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """Net changes since the last `take`: `cleared` first, then `removed`, then `added`. No key is in both."""
+    """Net changes since the last `take`: `cleared` first, then `removed`, then `added`, in their order. No key is in both."""
 
-    added: Keys
-    removed: Keys
+    added: list[int]
+    removed: list[int]
     cleared: bool
 
     def __bool__(self) -> bool:
-        return self.cleared or len(self.added) > 0 or len(self.removed) > 0
+        return self.cleared or bool(self.added) or bool(self.removed)
 
 
 class _Block:
@@ -87,8 +85,8 @@ class Translator:
         self._calls: dict[str, _Call] = {}
         self._recent: deque[_Block] = deque()
         self._count: dict[int, int] = {}  # chunk key → live blocks it hangs on
-        self._added: set[int] = set()
-        self._removed: set[int] = set()
+        self._added: dict[int, None] = {}  # dictionaries keep the order of a prefix's chunks
+        self._removed: dict[int, None] = {}
         self._cleared = False
 
     @property
@@ -148,8 +146,8 @@ class Translator:
 
     def take(self) -> Changes:
         """What changed since the last call."""
-        changes = Changes(_packed(self._added), _packed(self._removed), self._cleared)
-        self._added, self._removed, self._cleared = set(), set(), False
+        changes = Changes(list(self._added), list(self._removed), self._cleared)
+        self._added, self._removed, self._cleared = {}, {}, False
         return changes
 
     def _attach(self, chain: Chain) -> _Block:
@@ -264,9 +262,9 @@ class Translator:
         self._count[key] = count + 1
         if count == 0:
             if key in self._removed:
-                self._removed.discard(key)
+                del self._removed[key]
             else:
-                self._added.add(key)
+                self._added[key] = None
 
     def _count_down(self, key: int) -> None:
         count = self._count[key]
@@ -275,9 +273,9 @@ class Translator:
             return
         del self._count[key]
         if key in self._added:
-            self._added.discard(key)
+            del self._added[key]
         else:
-            self._removed.add(key)
+            self._removed[key] = None
 
     def _keep_recent(self, leaf: _Block) -> None:
         """`leaf` comes pinned and stays so until enough others have followed."""
@@ -303,7 +301,3 @@ class Translator:
             block = parent
         if isinstance(block, _Root) and not block.children and not block.pins:
             self._roots.pop(block.of, None)
-
-
-def _packed(keys: set[int]) -> Keys:
-    return np.fromiter(keys, dtype=np.uint64, count=len(keys))

@@ -3,8 +3,10 @@
 `assembly` uses it where no Redis is configured; with one, kvindex's publisher stands in its place.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
-from penstock_core.kv_events import Keys, KvState
+from penstock_core.kv_events import KvState
 
 
 class LocalKv:
@@ -15,10 +17,10 @@ class LocalKv:
         self._sequence = 0
         self._keys: set[int] = set()
 
-    def publish(self, added: Keys, removed: Keys) -> None:
+    def publish(self, added: Iterable[int], removed: Iterable[int]) -> None:
         self._sequence += 1
-        self._keys.difference_update(removed.tolist())
-        self._keys.update(added.tolist())
+        self._keys.difference_update(removed)
+        self._keys.update(added)
 
     def cleared(self) -> None:
         self._sequence += 1
