@@ -197,7 +197,7 @@ def test_stopping_cuts_running_answers(make: Callable[[], Engine]) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[]", b'{"messages":3}', b'{"messages":[]}', _chat(max_tokens=-1), _chat(max_tokens=10**12), _chat(n="x"), _chat("\n a" * 9_999)],
+    [b"", b"[]", b'{"messages":3}', b'{"messages":[]}', _chat(max_tokens=-1), _chat(max_tokens=10**12), _chat(n="x"), _chat("\n a" * 9999)],
     ids=["empty", "list", "messages", "no messages", "negative", "absurd", "n", "too long"],
 )  # fmt: skip
 def test_bad_bodies_are_bad_input(make: Callable[[], Engine], body: bytes) -> None:

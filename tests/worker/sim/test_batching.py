@@ -204,3 +204,18 @@ def test_ending_a_sequence_mid_prefill_frees_its_blocks() -> None:
     batch.finish(sequence)
     assert (batch.store.used, batch.store.cached, batch.prefill_tokens) == (0, 1, 0)
     assert batch.step() is None
+
+
+def test_a_pull_does_not_take_the_blocks_of_one_just_preempted() -> None:
+    """It is older, and comes first when there is room again."""
+    batch = _batch(blocks=3, pass_tokens=1_000)
+    old = _sequence(batch, 64, target=70, seed=1)
+    young = _sequence(batch, 64, target=3, seed=2)
+    _step(batch)
+    _step(batch)
+    assert (batch.preemptions, old.block_count, batch.store.free) == (1, 2, 1)
+    pull = _sequence(batch, 10, seed=3, remote=True)
+    assert batch.start_pulls() == []
+    while not young.ended:
+        _step(batch)
+    assert batch.start_pulls() == [pull]

@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from penstock_core.errors import BadInput, TransferFailed
 from penstock_worker.engine import AnswerCut
@@ -228,6 +229,59 @@ def test_a_partner_that_misbehaves_is_a_failed_transfer(lab: Any, says: bytes) -
                 with pytest.raises(TransferFailed):
                     await lab.text(decode, lab.body(200, kv_transfer_params=params))
             assert (decode.store.used, len(decode._pulls)) == (0, 0)
+
+    asyncio.run(story())
+
+
+def test_rows_without_the_fleets_proof_are_not_taken(lab: Any) -> None:
+    """A server that answers in form, with rows of the right number, but does not hold the token."""
+
+    async def story() -> None:
+        rows = b"\0" + bytes(32 * 2)
+        server, port = await _speaker(_HELLO + len(rows).to_bytes(4, "little") + rows + bytes(32))
+        async with server, lab.engine() as decode:
+            params = {"do_remote_prefill": True, "remote_host": "127.0.0.1", "remote_port": port}
+            params |= {"remote_engine_id": "e", "remote_request_id": "r"}
+            body = lab.with_fields(b"{}", prompt=list(range(100)), kv_transfer_params=params)
+            with pytest.raises(TransferFailed, match="does not prove"):
+                await lab.text(decode, body, lab.completions)
+
+    asyncio.run(story())
+
+
+def test_a_request_without_the_fleets_proof_gets_nothing(lab: Any) -> None:
+    """All its fields are right; the connection ends without a byte of an answer, and the claim stays."""
+
+    async def story() -> None:
+        async with lab.engine() as prefill:
+            params = await lab.prefill(prefill, lab.body(200))
+            wanted = {"engine_id": params["remote_engine_id"], "request_id": params["remote_request_id"], "generation": "sim-1"}
+            wanted |= {"first": 0, "count": len(params["remote_block_ids"][0]), "nonce": bytes(16)}
+            message = msgspec.msgpack.encode(wanted)
+            reader, writer = await asyncio.open_connection("127.0.0.1", params["remote_port"])
+            writer.write(len(message).to_bytes(4, "little") + message + bytes(32))
+            async with asyncio.timeout(60):
+                assert len(await reader.readexactly(20)) == 20
+                assert await reader.read() == b""
+            writer.close()
+            assert len(prefill._claims) == 1
+
+    asyncio.run(story())
+
+
+def test_a_pull_given_up_before_its_first_step_leaves_the_link(lab: Any) -> None:
+    """Else it would share the link for ever."""
+
+    async def story() -> None:
+        async with lab.engine() as prefill, lab.engine() as decode:
+            params = await lab.prefill(prefill, lab.body(200))
+            task = asyncio.create_task(lab.text(decode, lab.body(200, kv_transfer_params=params)))
+            await asyncio.sleep(0)  # the call runs up to its wait; the pull's task has not run yet
+            assert len(decode._pulls) == 1
+            task.cancel()
+            await asyncio.wait((task,))
+            await asyncio.sleep(0)
+            assert (len(decode._pulls), len(decode._pulls._link._ends)) == (0, 0)
 
     asyncio.run(story())
 

@@ -60,6 +60,23 @@ async def _read(answer: Any) -> bytes:
     return b"".join([piece async for piece in answer])
 
 
+def test_cancelling_in_the_pass_that_would_end_it_leaves_the_engine_in_order(lab: Any) -> None:
+    """The pass ends with a word for nobody; the next request is answered."""
+
+    async def story() -> None:
+        async with lab.engine(speed=0.5) as engine:
+            task = asyncio.create_task(lab.text(engine, lab.body(20, max_tokens=1)))
+            await lab.until(lambda: engine.load().running == 1, "its only pass runs")
+            assert engine.load().prefill_tokens == 0
+            task.cancel()
+            await asyncio.wait((task,))
+            assert _empty(engine)
+            assert await lab.text(engine, lab.body(20, max_tokens=2)) == reference_text(lab.body(20, max_tokens=2))
+            assert _empty(engine)
+
+    asyncio.run(story())
+
+
 def test_a_full_queue_refuses_and_takes_requests_again_later(lab: Any) -> None:
     """max_waiting requests wait, one more is refused as full, n choices count n times."""
 
