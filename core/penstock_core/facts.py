@@ -4,6 +4,8 @@ Written by the worker's host once the engine has its first output, read by the r
 passed over, so both sides may be upgraded in any order. What is known only at the end comes in the usage chunk.
 """
 
+import re
+
 import msgspec
 
 HEADER = b"x-penstock-facts"
@@ -14,6 +16,8 @@ TOKEN_HEADER = b"x-penstock-token"
 """The fleet's internal token, on `/penstock/*`, KV pulls and salted requests."""
 
 VERSION = 1
+_LONGEST_READ = 2048
+"""A longer header is not ours: no number of ours has thousands of digits."""
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -36,6 +40,11 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 _NAMES = frozenset(Facts.__struct_fields__) - {"generation"}
+# Our own spelling of the header, read in half the time of the tolerant way below.
+_AS_WRITTEN = re.compile(
+    rb"v=1;hit_chunks=(\d+);hit_tokens=(\d+);prompt_tokens=(\d+);running=(\d+);waiting=(\d+);"
+    rb"prefill_tokens=(\d+);kv_used=(\d+);kv_total=(\d+);generation=([ -~]*)"
+).fullmatch
 
 
 def encode_facts(facts: Facts) -> bytes:
@@ -51,6 +60,10 @@ def decode_facts(value: bytes | None) -> Facts | None:
     """The inverse of `encode_facts`; None for an absent, foreign or malformed header (never an error: it is only a hint)."""
     if value is None or not value.startswith(b"v=1;"):
         return None
+    found = _AS_WRITTEN(value)
+    if found is not None and len(value) < _LONGEST_READ:
+        chunks, hits, prompt, running, waiting, prefill, used, total = map(int, found.groups()[:8])
+        return Facts(chunks, hits, prompt, running, waiting, prefill, used, total, found[9].decode("ascii"))
     counts: dict[str, int] = {}
     generation = ""
     try:

@@ -28,6 +28,7 @@ from penstock_router.legs import Legs
 from penstock_router.logs import logger_of
 from penstock_router.metrics import UNKNOWN_MODEL, Figures, registry_of
 from penstock_router.openai import error_body
+from penstock_router.registered import RegisteredSource
 
 log = logger_of("app")
 
@@ -85,6 +86,8 @@ class Router:
             limits=ServerLimits(header_bytes=config.header_bytes, body_bytes=config.body_bytes, max_connections=config.connections),
             render_error=self._render_error,
         )
+        server, figures = self.server, self.figures
+        self.directory.more_coming = lambda: server.exchanges > figures.active
         self._sources: list[Source] = []
         self._key_poll: asyncio.Task[None] | None = None
 
@@ -93,8 +96,6 @@ class Router:
         if self.config.endpoints:
             self._sources.append(GivenSource(self.config, self.directory, self.client))
         if self.config.redis_url:
-            from penstock_router.registered import RegisteredSource
-
             self._sources.append(RegisteredSource(self.config, self._secrets, self.directory, self.client))
         for source in self._sources:
             await source.start()

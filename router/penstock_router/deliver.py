@@ -21,6 +21,7 @@ from penstock_router.metrics import Figures
 from penstock_router.openai import CHAT, COMPLETIONS, error_event, merge_usage, read_usage
 from penstock_router.stream_tap import StreamTap
 
+_LEAST_REPORT_INTERVAL_S = 0.05
 _GENERATION = frozenset({CHAT, COMPLETIONS})
 _DROPPED = frozenset({b"x-request-id", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date"})
 
@@ -54,8 +55,11 @@ def learn(call: Call, endpoint: Endpoint, facts: Facts, now: float) -> None:
         call.served.ratio.learn(len(call.chat.canonical), facts.prompt_tokens)
         if call.booking is not None:
             call.booking.facts(facts.hit_tokens, facts.prompt_tokens, now)
-    load = Load(facts.running, facts.waiting, facts.prefill_tokens, facts.kv_used, facts.kv_total)
-    call.served.scheduler.report(endpoint.id, load, now)
+    served = call.served
+    if now - served.reported_s.get(endpoint.id, -1.0) >= _LEAST_REPORT_INTERVAL_S:
+        served.reported_s[endpoint.id] = now
+        load = Load(facts.running, facts.waiting, facts.prefill_tokens, facts.kv_used, facts.kv_total)
+        served.scheduler.report(endpoint.id, load, now)
 
 
 class Deliverer:

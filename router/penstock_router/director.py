@@ -6,6 +6,7 @@ Call; whatever happens, `_close` writes metrics, log line and decision once. No 
 
 import asyncio
 from collections import deque
+from functools import lru_cache
 from random import Random
 from time import time
 
@@ -31,6 +32,13 @@ from penstock_router.prefixes import PromptKeys
 from penstock_router.scheduling import Ask
 
 log = logger_of("director")
+
+
+@lru_cache(maxsize=4096)
+def _plain_start(salt: bytes, adapter: str) -> bytes:
+    """Start of the prompts of most requests, which have no rendering fields."""
+    return start_bytes(salt=salt, adapter=adapter)
+
 
 MODELS = "/v1/models"
 _JSON = (b"content-type", b"application/json")
@@ -148,9 +156,15 @@ class Director:
         hits = hits_by_id = None
         call.salt = tenant_salt(call.tenant, self._secrets.chunk_secret)
         if len(chat.canonical) >= served.chunk_bytes:
-            start = start_bytes(salt=call.salt, adapter=adapter, rendering=chat.rendering)
+            start = (
+                _plain_start(call.salt, adapter)
+                if not chat.rendering
+                else start_bytes(salt=call.salt, adapter=adapter, rendering=chat.rendering)
+            )
             call.prompt = PromptKeys(ChunkHasher(chat.canonical, start, self._secrets.chunk_secret, served.chunk_bytes))
             hits, hits_by_id = served.cache.find(call.prompt)
+        if call.salt and served.ours and not self._secrets.fleet_token:
+            raise Ended(Outcome.FORBIDDEN, "the tenant is isolated, which needs the fleet's token; allowed: tenants without isolation")
         self._count += 1
         return Ask(
             request_id=call.request_id.decode("ascii"),

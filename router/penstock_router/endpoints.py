@@ -84,6 +84,8 @@ class Served:
         self.adapters: frozenset[str] = frozenset()
         self.answered_s: dict[str, float] = {}
         """Endpoint id to when it last answered a request (loop time): liveness while Redis is away."""
+        self.reported_s: dict[str, float] = {}
+        """Endpoint id to when a load of its answers was last passed on."""
         self.index: IndexView = NoIndex()
         self._snapshot: dict[str, Endpoint] = {}
         self._suspects: dict[str, int] = {}  # endpoint id → epoch under which it could not be reached
@@ -94,6 +96,7 @@ class Served:
         for gone in self._snapshot.keys() - snapshot.keys():
             self.cache.drop(gone)
             self.answered_s.pop(gone, None)
+            self.reported_s.pop(gone, None)
         self._snapshot = snapshot
         self._suspects = {i: epoch for i, epoch in self._suspects.items() if i in snapshot and snapshot[i].record.epoch == epoch}
         self._apply(now)
@@ -158,9 +161,6 @@ class NoIndex(IndexView):
     reloads: dict[str, int] = {}  # noqa: RUF012  never written
 
 
-CacheOf = Callable[[str], PrefixCache]
-
-
 class Directory:
     """All served models of this router, by name and by adapter."""
 
@@ -168,6 +168,8 @@ class Directory:
         self._policy = policy
         self._figures = figures
         self._rng = rng
+        self.more_coming: Callable[[], bool] = lambda: True
+        """Whether requests have come in that have not begun; set by `app`, which knows the server."""
         self._probing: set[asyncio.Task[None]] = set()
         self.prober = prober
         self.models: dict[str, Served] = {}
@@ -180,10 +182,13 @@ class Directory:
             raise ValueError(f"model {name!r} is served from two sources; allowed: the registry or endpoints given by hand")
         scheduler = Scheduler(self._policy, rng=self._rng)
         scheduler.warm_up()
-        turn = Turn(scheduler, self._figures.decision)
+        turn = Turn(scheduler, self._figures.decision, self._more_coming)
         served = Served(name, scheduler=scheduler, cache=cache, chunk_bytes=chunk_bytes, slo=slo, ours=ours, turn=turn)
         self.models[name] = served
         return served
+
+    def _more_coming(self) -> bool:
+        return self.more_coming()
 
     def resolve(self, name: str) -> tuple[Served, str] | None:
         """The served model behind a request's `model`, and the adapter if the name is one's; None for an unknown name."""

@@ -20,6 +20,9 @@ FIRST_LOOK_CHUNKS = 16
 MOST_CHUNKS = 4096
 """Chunks of one prompt that are looked up or booked at most: 1 MB of text."""
 
+_FRESH_RATIO = 0.05
+"""Of the lapse time: so young a booking need not be renewed."""
+
 Found = tuple[Held | None, Mapping[str, int] | None]
 """Hits by index slot, or hits by endpoint id: the two forms that an Ask takes."""
 
@@ -97,6 +100,8 @@ class GuessedCache:
             self._held[endpoint.id] = (self._free_bit(), OrderedDict())
         bit, held = self._held[endpoint.id]
         until_s = now + self._lapse_s
+        if held.get(int(prompt.keys[-1]), 0.0) > until_s - self._lapse_s * _FRESH_RATIO:
+            return  # placed here a moment ago: all of it is there and far from lapsing
         # Last chunk first, so that the tail of a prompt is always older than its head and is evicted before it.
         for key in reversed(prompt.keys.tolist()):
             if key in held:

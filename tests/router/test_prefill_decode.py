@@ -183,7 +183,7 @@ def test_a_prefill_server_that_is_gone_falls_back(play):
     """Nobody listens there: the decode endpoint prefills, and the dead one is left alone from then on."""
 
     async def scenario(world):
-        (p,), (d,) = await fleet(world, probe_s=60.0)
+        (p,), _ = await fleet(world, probe_s=60.0)
         await p.stop()
         assert [(await world.chat()).text for _ in range(3)] == ["from d0"] * 3
         assert world.router.figures.prefill_fallbacks == {"connect": 1}
@@ -195,7 +195,7 @@ def test_a_prefill_without_transfer_parameters_falls_back(play):
     """An engine that kept nothing answers null."""
 
     async def scenario(world):
-        (p,), (d,) = await fleet(world)
+        (p,), _ = await fleet(world)
         p.behaviour = says(whole(200, b'{"kv_transfer_params": null, "usage": {"prompt_tokens": 1}}'))
         assert (await world.chat()).json["usage"]["prompt_tokens"] == USAGE["prompt_tokens"]
         assert world.router.figures.prefill_fallbacks == {"no_transfer": 1}
@@ -249,7 +249,7 @@ def test_lost_kv_with_one_prefill_endpoint_falls_back(play):
     """Nobody else can prefill: the decode endpoint does it."""
 
     async def scenario(world):
-        (p,), (d,) = await fleet(world)
+        _, (d,) = await fleet(world)
         d.plan = [refuses("kv")]
         assert (await world.chat()).text == "from d0"
         assert "kv_transfer_params" not in d.seen[-1].body

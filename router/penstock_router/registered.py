@@ -1,0 +1,186 @@
+"""Endpoints found in the registry: one follower of the shared index per served model, told how to ask workers directly.
+
+The follower (kvindex) tails Redis; here it gets what only the router knows: GET /penstock/kv with the fleet's token, and
+whether workers live while their leases do not count. `app` makes the source, `endpoints` holds what it finds.
+"""
+
+import asyncio
+
+from penstock_core.endpoint import Endpoint, WorkerRecord
+from penstock_core.facts import TOKEN_HEADER
+from penstock_core.kv_events import KvState, decode_state
+from penstock_dataplane.client import Client
+from penstock_dataplane.errors import UpstreamError
+from penstock_kvindex import mirror as kv_mirror
+from penstock_kvindex.mirror import Mirror
+from penstock_kvindex.redis import RedisIndex
+from penstock_kvindex.tail import Follower
+
+from penstock_router.config import RouterConfig, Secrets, ServedModel
+from penstock_router.endpoints import Directory, IndexView, Served
+from penstock_router.legs import origin_of
+from penstock_router.logs import logger_of
+from penstock_router.prefixes import Found, PromptKeys
+
+log = logger_of("registered")
+
+_STATE_PATH = "/penstock/kv"
+_STATE_TIMEOUT_S = 5.0
+_MOST_STATE_BYTES = 256 << 20
+_FIRST_LOOK_S = 2.0
+_ASKED_LATELY_S = 3.0
+_PROBE_EVERY_S = 0.5
+_MISSES = 2
+
+
+class MirrorCache:
+    """The index mirror as the director asks it: look-ups in growing pieces, bookings that lapse."""
+
+    def __init__(self, mirror: Mirror, speculative_s: float) -> None:
+        self._mirror = mirror
+        self._speculative_s = speculative_s
+
+    def find(self, prompt: PromptKeys) -> Found:
+        hits = self._mirror.longest_prefix(prompt.keys)
+        while len(hits.chunks) and int(hits.chunks.max()) == len(prompt.keys) and prompt.grow(4 * len(prompt.keys)):
+            hits = self._mirror.longest_prefix(prompt.keys)
+        return hits, None
+
+    def book(self, endpoint: Endpoint, prompt: PromptKeys, now: float) -> None:
+        if endpoint.slot is not None:
+            prompt.grow(prompt.chunks)
+            self._mirror.book(endpoint.slot, prompt.keys, now + self._speculative_s)
+
+    def drop(self, endpoint_id: str) -> None:
+        """The follower drops the slot itself."""
+
+
+class FollowedIndex(IndexView):
+    """A follower's figures."""
+
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+
+    @property
+    def warm(self) -> bool:  # type: ignore[override]
+        return self._follower.warm
+
+    @property
+    def chunks(self) -> int:  # type: ignore[override]
+        return self._follower.mirror.chunks
+
+    @property
+    def lag_s(self) -> float | None:  # type: ignore[override]
+        return self._follower.lag_s
+
+    @property
+    def reloads(self) -> dict[str, int]:  # type: ignore[override]
+        return dict(self._follower.reloads)
+
+
+class Liveness:
+    """Whether the workers of one model live, judged without Redis. State: probes missed in a row, and when it was last asked."""
+
+    def __init__(self, served: Served, directory: Directory) -> None:
+        self._served = served
+        self._directory = directory
+        self._missed: dict[str, int] = {}
+        self._asked_s = -_ASKED_LATELY_S
+        self._known: dict[str, Endpoint] = {}
+
+    def is_alive(self, endpoint: Endpoint) -> bool:
+        """Alive until probes miss it twice; asking keeps the probes going."""
+        self._asked_s = asyncio.get_running_loop().time()
+        self._known[endpoint.id] = endpoint
+        return self._missed.get(endpoint.id, 0) < _MISSES
+
+    async def run(self) -> None:
+        """Probe, while somebody asks."""
+        while True:
+            await asyncio.sleep(_PROBE_EVERY_S)
+            if asyncio.get_running_loop().time() - self._asked_s > _ASKED_LATELY_S:
+                self._missed.clear()
+                self._known.clear()
+                continue
+            await asyncio.gather(*(self._probe(one) for one in list(self._known.values())))
+
+    async def _probe(self, endpoint: Endpoint) -> None:
+        if await self._directory.is_alive(self._served, endpoint.record):
+            self._missed.pop(endpoint.id, None)
+        else:
+            self._missed[endpoint.id] = self._missed.get(endpoint.id, 0) + 1
+
+
+class _Following:
+    """One served model: its index, its follower, and the tasks that run them."""
+
+    def __init__(self, model: ServedModel, source: "RegisteredSource") -> None:
+        config = source.config
+        self.index = RedisIndex(config.redis_url, model.name, chunk_bytes=model.chunk_bytes)
+        mirror = Mirror()
+        cache = MirrorCache(mirror, config.speculative_s)
+        self.served = source.directory.add(model.name, cache, chunk_bytes=model.chunk_bytes, slo=model.slo, ours=True)
+        self.liveness = Liveness(self.served, source.directory)
+        self.follower = Follower(
+            self.index,
+            mirror,
+            fetch_state=source.fetch_state,
+            is_alive=self.liveness.is_alive,
+            on_endpoints=self._take,
+            clock=asyncio.get_running_loop().time,
+        )
+        self.served.index = FollowedIndex(self.follower)
+        loop = asyncio.get_running_loop()
+        self.tasks = [loop.create_task(self.follower.run()), loop.create_task(self.liveness.run())]
+
+    def _take(self, endpoints: tuple[Endpoint, ...]) -> None:
+        now = asyncio.get_running_loop().time()
+        before = {one.id for one in self.served.live}
+        self.served.set_endpoints(endpoints, now)
+        for one in endpoints:
+            if one.load is not None:
+                self.served.scheduler.report(one.id, one.load, now)
+        after = {one.id for one in self.served.live}
+        if before != after:
+            facts = {"model": self.served.name, "came": sorted(after - before), "went": sorted(before - after)}
+            log.info("endpoints changed", extra={"facts": facts})
+
+    async def aclose(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.index.aclose()
+
+
+class RegisteredSource:
+    """Follows every model of the configuration."""
+
+    def __init__(self, config: RouterConfig, secrets: Secrets, directory: Directory, client: Client) -> None:
+        self.config = config
+        self.directory = directory
+        self._client = client
+        self._headers = [(TOKEN_HEADER, secrets.fleet_token.encode())] if secrets.fleet_token else []
+        self._following: list[_Following] = []
+
+    async def start(self) -> None:
+        """Begin to follow; waits a moment for a first look, but starts without Redis as well."""
+        kv_mirror.warm_up()
+        self._following = [_Following(model, self) for model in self.config.models]
+        until_s = asyncio.get_running_loop().time() + _FIRST_LOOK_S
+        # The follower has no event for it, and a look a hundredth of a second late harms nobody.
+        while asyncio.get_running_loop().time() < until_s and not all(each.follower.warm for each in self._following):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def aclose(self) -> None:
+        for each in self._following:
+            await each.aclose()
+
+    async def fetch_state(self, record: WorkerRecord) -> KvState | None:
+        """What the worker itself says it holds; None where it does not say. Raises ValueError for a body of another form."""
+        deadline_s = asyncio.get_running_loop().time() + _STATE_TIMEOUT_S
+        try:
+            response = await self._client.request(origin_of(record.url), "GET", _STATE_PATH, self._headers, deadline_s=deadline_s)
+            body = await response.read(_MOST_STATE_BYTES)
+        except UpstreamError:
+            return None
+        return decode_state(body) if response.status == 200 else None
