@@ -50,8 +50,8 @@ class Beliefs:
 
     def _views(self) -> None:
         # Plain memoryviews: an element costs 30 ns there and 100 ns in numpy. Taken anew whenever an array grows.
-        self.row_cells: memoryview[float] = memoryview(self.rows.reshape(-1)).cast("B").cast("d")
-        self.cells: memoryview[float] = memoryview(self.streams.reshape(-1)).cast("B").cast("d")
+        self.row_cells: memoryview[float] = self.rows.reshape(-1).data.cast("B").cast("d")
+        self.cells: memoryview[float] = self.streams.reshape(-1).data.cast("B").cast("d")
 
     # -- endpoints ------------------------------------------------------------------------------------------------
 

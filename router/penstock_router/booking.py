@@ -134,15 +134,15 @@ class Booking:
         self._beliefs.open_cell(r, self, now, ask.slo.itl_s, most)
         self._beliefs.row_cells[self._context_at] += 1.0
 
-    def token(self, now: float) -> None:
-        """Another content chunk came. Called for every chunk of every stream."""
+    def token(self, now: float, tokens: float = 1.0) -> None:
+        """Another content chunk came (or, told together, as many as `tokens` with the last at `now`). Called for every chunk."""
         at = self.cell
         if at >= 0:
             beliefs = self._beliefs
             cells = beliefs.cells
             cells[at + 1] = now
-            cells[at + 2] += 1.0
-            beliefs.row_cells[self._context_at] += 1.0
+            cells[at + 2] += tokens
+            beliefs.row_cells[self._context_at] += tokens
 
     def facts(self, hit_tokens: int, prompt_tokens: int, now: float) -> None:
         """What the worker counted replaces the estimates. `hit_tokens` has come true by then: the pass is over or under way."""

@@ -56,7 +56,9 @@ def fits(endpoint: Endpoint, wanted: Wanted) -> bool:
 
 def gather(beliefs: Beliefs, live: Mapping[int, Endpoint], wanted: Wanted) -> Cohort:
     """The cohort among the `live` rows."""
-    both, prefill, decode = [], [], []
+    both: list[int] = []
+    prefill: list[int] = []
+    decode: list[int] = []
     for r, endpoint in live.items():
         if fits(endpoint, wanted):
             role = endpoint.record.role

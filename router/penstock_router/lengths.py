@@ -57,7 +57,7 @@ class OutputLengths:
 
     def expected_tokens(self, most: int | None = None) -> int:
         """Mean of min(length, most), rounded up."""
-        return math.ceil(self._survival[LONGEST_TOKENS if most is None else max(0, min(most, LONGEST_TOKENS))])
+        return math.ceil(float(self._survival[LONGEST_TOKENS if most is None else max(0, min(most, LONGEST_TOKENS))]))
 
     def _fill(self) -> None:
         shares = (self._prior + self._counts) / (_PRIOR_WEIGHT + self._weight)

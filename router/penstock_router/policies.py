@@ -27,7 +27,7 @@ class Query:
 
     def __init__(self, table: NDArray[np.float64]) -> None:
         self.numbers = np.zeros(col.ASK)
-        self.cells: memoryview[float] = memoryview(self.numbers).cast("B").cast("d")
+        self.cells: memoryview[float] = self.numbers.data.cast("B").cast("d")
         self.table = table
         """Output lengths, as the kernel takes them."""
         self.slots: NDArray[np.uint16] = np.zeros(0, np.uint16)

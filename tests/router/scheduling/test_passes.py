@@ -62,6 +62,8 @@ def test_a_first_token_turns_a_prompt_into_a_stream(build):
     assert (row[col.STREAMS], row[col.CONTEXT]) == (1, 501)
     booking.token(0.081)
     assert row[col.CONTEXT] == 502
+    booking.token(0.144, 3.0)
+    assert row[col.CONTEXT] == 505
 
 
 def test_beside_streams_the_step_in_progress_is_waited_for_and_every_pass_decodes(build):

@@ -156,6 +156,8 @@ def test_a_shortlist_keeps_the_best_hit_and_the_idle_among_many(build):
     scheduler = build.scheduler(endpoints)
     for _ in range(3):
         scheduler.place([build.ask(9_000, excluded=frozenset(one.id for one in endpoints[1:]))], 0.0)
+    busy = frozenset(one.id for one in endpoints if one.id != "p37")
+    scheduler.place([build.ask(50, excluded=busy - {"d0"})], 0.0)  # what waits there would keep it off a list by waiting alone
     ask = build.ask(900, tokens_per_chunk=50.0, hits=build.Hits({38: 15, 3: 2}), explain=True)
     placement = scheduler.place([ask], 0.001)[0].placement
     assert placement.prefill.id == "p37"
@@ -163,6 +165,20 @@ def test_a_shortlist_keeps_the_best_hit_and_the_idle_among_many(build):
     paired = {one.prefill for one in placement.candidates if one.prefill}
     assert len(paired) == 16
     assert {"p37", "p2"} <= paired
+
+
+def test_pairs_in_a_mixed_pool_share_a_generation(build):
+    """Beside a busy `both`, the idle prefill endpoint is paired with the decode endpoint of its generation only."""
+    endpoints = [
+        build.endpoint("b"),
+        build.endpoint("p", Role.PREFILL, kv_generation="new"),
+        build.endpoint("d-old", Role.DECODE),
+        build.endpoint("d-new", Role.DECODE, kv_generation="new"),
+    ]
+    scheduler = build.scheduler(endpoints)
+    scheduler.place([build.ask(900)], 0.0)
+    candidates = scheduler.place([build.ask(900, explain=True)], 0.001)[0].placement.candidates
+    assert {(one.prefill, one.decode) for one in candidates if one.prefill} == {("p", "d-new"), ("b", "d-old")}
 
 
 def test_endpoints_by_hand_take_hits_by_id(build):
