@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from penstock_cli.redis_server import RedisServer
+from penstock_core.endpoint import Role, WorkerRecord
+from penstock_core.profile import DecodePiece, EngineProfile
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +46,27 @@ _model_numbers = itertools.count()
 def unused_model() -> str:
     """A served model's name that no other test uses, so that its keys in the session's Redis are its own."""
     return f"model-{next(_model_numbers)}"
+
+
+PROFILE = EngineProfile(name="test", source="made up", kv_tokens=1 << 20, kv_bytes_per_token=32, decode_small=DecodePiece(0.01))
+
+
+@pytest.fixture(scope="session")
+def make_record() -> Callable[..., WorkerRecord]:
+    """Makes a worker's record: `make_record(2)` is `worker-2`, epoch 1002."""
+
+    def make(number: int, epoch: int | None = None) -> WorkerRecord:
+        return WorkerRecord(
+            id=f"worker-{number}",
+            url=f"http://127.0.0.1:{10_000 + number}",
+            role=Role.BOTH,
+            pool="default",
+            model="model",
+            epoch=1_000 + number if epoch is None else epoch,
+            profile=PROFILE,
+            kv_total_tokens=1 << 20,
+            block_tokens=64,
+            max_model_tokens=8_192,
+        )
+
+    return make

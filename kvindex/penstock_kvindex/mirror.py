@@ -6,6 +6,7 @@ epochs, leases or Redis, and it is not to be shared between threads. The arrays 
 """
 
 import math
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -103,16 +104,24 @@ class Mirror:
         self.drop(slot)
         self.apply(slot, KvBatch(state.epoch, state.sequence, added=state.keys))
 
-    def put(self, keys: Keys, offsets: NDArray[np.int64], slots: NDArray[np.uint16]) -> None:
-        """Many chunks at once, as `Warm` has them: key i gets slots[offsets[i]:offsets[i + 1]], in place of what it had."""
+    def put(self, keys: Keys, offsets: NDArray[np.int64], slots: NDArray[np.uint16], numbers: Mapping[int, int] | None = None) -> None:
+        """Many chunks at once, as `Warm` has them: key i gets slots[offsets[i]:offsets[i + 1]], in place of what it had.
+
+        `numbers`: the mirror's slot for each slot in `slots`; those it lacks are left out. None: the same numbers.
+        """
         self.reserve(self.chunks + len(keys))
-        by_slot = np.zeros(_MOST_HOLDERS, np.uint16)
+        holder_of = np.full(_MOST_HOLDERS, -1, np.int32)
         for slot in np.unique(slots).tolist():
-            by_slot[slot] = self._holder(slot)
-        held = by_slot[slots]
-        rows = np.repeat(np.arange(len(keys)), np.diff(offsets))
-        held = held[np.lexsort((held, rows))] if len(self._holder_of) > 1 else held
-        self._all_of(self._kernels.put_all, (), self._words(keys), (self._wrap(offsets), self._wrap(held)))
+            if numbers is None or slot in numbers:
+                holder_of[slot] = self._holder(slot if numbers is None else numbers[slot])
+        held = holder_of[slots]
+        rows = np.repeat(np.arange(len(keys)), np.diff(offsets))[held >= 0]
+        held = held[held >= 0]
+        if np.any((np.diff(held) <= 0) & (np.diff(rows) == 0)):
+            held = held[np.lexsort((held, rows))]
+        starts = np.zeros(len(keys) + 1, np.int64)
+        np.cumsum(np.bincount(rows, minlength=len(keys)), out=starts[1:])
+        self._all_of(self._kernels.put_all, (), self._words(keys), (self._wrap(starts), self._wrap(held)))
 
     def drop(self, slot: int) -> None:
         """The slot holds nothing any more, bookings included. Takes no time that grows with what it held."""

@@ -118,6 +118,8 @@ def test_put_takes_what_a_warm_start_reads(kernels: ModuleType) -> None:
     assert as_dict(mirror.longest_prefix(keys_of(1, 2, 3))) == {5: 3, 7: 1}
     assert as_dict(mirror.longest_prefix(keys_of(3))) == {5: 1, 9: 1}
     assert as_dict(mirror.longest_prefix(keys_of(50))) == {7: 1}
+    mirror.put(keys_of(60, 61), np.array([0, 2, 3], np.int64), np.array([5, 7, 5], np.uint16), {5: 1, 9: 2})
+    assert as_dict(mirror.longest_prefix(keys_of(60, 61))) == {1: 2}
 
 
 def test_memory_a_chunk_stays_within_its_bound_while_the_table_grows() -> None:
