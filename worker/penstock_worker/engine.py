@@ -104,6 +104,17 @@ class AllBlocksCleared(msgspec.Struct, frozen=True):
 BlockEvent = BlockStored | BlockRemoved | AllBlocksCleared
 
 
+class Handover(msgspec.Struct, frozen=True):
+    """KV that goes from prefill to decode workers, since the engine's start and now; all 0 for an engine that hands nothing over."""
+
+    unclaimed_tokens: int = 0
+    """Tokens of finished prefills that a decode worker may still fetch, now. A drained worker waits for 0."""
+    expired: int = 0
+    """Prefills freed because nobody fetched their KV in time."""
+    pulled_bytes: int = 0
+    served_bytes: int = 0
+
+
 class Engine(Protocol):
     """One engine replica."""
 
@@ -121,6 +132,9 @@ class Engine(Protocol):
 
     def load(self) -> Load:
         """As of now; cheap."""
+
+    def handover(self) -> Handover:
+        """KV handed over so far, and what waits to be; cheap."""
 
     def on_block_events(self, listener: Callable[[Sequence[BlockEvent]], None]) -> None:
         """Call `listener` with every batch of events, in order, from the engine's event loop. One listener."""

@@ -23,7 +23,7 @@ from penstock_worker.config import WorkerConfig, WorkerSecrets
 from penstock_worker.engine import Engine, EngineInfo
 from penstock_worker.kv_chain import ChainRules
 from penstock_worker.kv_follow import KvFollower, Publishing
-from penstock_worker.metrics import WorkerMetrics, unclaimed_tokens
+from penstock_worker.metrics import WorkerMetrics
 from penstock_worker.state import WorkerState, encode_worker_state
 
 log = logging.getLogger("penstock.worker")
@@ -69,6 +69,7 @@ class Host:
             log.warning("no fleet token is set: /penstock/* answers on loopback only, salts are refused")
         info = await self._engine.start()
         record = worker_record(self.config, info, self.url, self.epoch)
+        self._metrics.watch_handover(self._engine.handover)
         self._publishing = await self._join(record, self.load, self._metrics)
         rules = ChainRules(self._secrets.chunk_secret, self.config.chunk_bytes, info.block_tokens)
         self._follower = KvFollower(self._engine, info, rules, self._publishing, inline_body_bytes=self.config.inline_body_bytes)
@@ -151,7 +152,7 @@ class Host:
             async with asyncio.timeout(self.config.drain_s):
                 if self._answering is not None:
                     await self._answering.idle.wait()
-                while unclaimed_tokens(self._engine.metrics_text()) > 0:  # noqa: ASYNC110 -- engines tell of it in their metrics only
+                while self._engine.handover().unclaimed_tokens:  # noqa: ASYNC110 -- engines that are servers of their own tell it when asked
                     await asyncio.sleep(_UNCLAIMED_POLL_S)
         except TimeoutError:
             cut = self._answering.running if self._answering is not None else 0

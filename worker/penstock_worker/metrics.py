@@ -3,14 +3,16 @@
 `host` counts here; a scrape joins this text with the engine's (vLLM's names, and what only the engine knows of its KV).
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from penstock_core import metric_names
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from penstock_worker.engine import Handover
 
 REFUSALS = ("full", "draining", "epoch", "kv")
-_UNCLAIMED_RE = re.compile(rf"^{metric_names.WORKER_KV_PENDING.name}(?:\{{[^}}]*\}})? (\S+)$", re.MULTILINE)
 
 
 class WorkerMetrics:
@@ -23,6 +25,10 @@ class WorkerMetrics:
             self.refused.labels(reason)
         self.aborted = self._counter(metric_names.WORKER_ABORTED)
         self._counter(metric_names.WORKER_EPOCHS).inc(restarts)
+
+    def watch_handover(self, handover: Callable[[], Handover]) -> None:
+        """Export what the engine says of KV handed over; asked at each scrape."""
+        self.registry.register(HandoverCollector(handover))
 
     def watch_publish_lag(self, lag_s: Callable[[], float]) -> None:
         """Export how far the index is behind; asked at each scrape."""
@@ -37,6 +43,20 @@ class WorkerMetrics:
         return Counter(row.name.removesuffix("_total"), row.help, row.labels, registry=self.registry)
 
 
-def unclaimed_tokens(engine_text: str) -> float:
-    """Tokens of finished prefills that a decode worker may still fetch, as the engine's own metrics say; 0 where they are silent."""
-    return sum(float(found) for found in _UNCLAIMED_RE.findall(engine_text))
+class HandoverCollector(Collector):
+    """The engine's own counts of KV handed over, read at each scrape."""
+
+    def __init__(self, handover: Callable[[], Handover]) -> None:
+        self._handover = handover
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        now = self._handover()
+        row = metric_names.WORKER_KV_PENDING
+        yield GaugeMetricFamily(row.name, row.help, now.unclaimed_tokens)
+        row = metric_names.WORKER_KV_EXPIRED
+        yield CounterMetricFamily(row.name.removesuffix("_total"), row.help, now.expired)
+        row = metric_names.WORKER_KV_BYTES
+        moved = CounterMetricFamily(row.name.removesuffix("_total"), row.help, labels=row.labels)
+        moved.add_metric(["pulled"], now.pulled_bytes)
+        moved.add_metric(["served"], now.served_bytes)
+        yield moved

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from penstock_core.endpoint import Load
 from penstock_core.errors import BadInput, Refused, TransferFailed
 
-from penstock_worker.engine import AnswerCut, BlockEvent, EngineAnswer, EngineCall, EngineInfo, Rendering
+from penstock_worker.engine import AnswerCut, BlockEvent, EngineAnswer, EngineCall, EngineInfo, Handover, Rendering
 from penstock_worker.engines.sim import payload, template
 from penstock_worker.engines.sim.answers import SimAnswer
 from penstock_worker.engines.sim.batching import Batch, Pass
@@ -138,6 +138,15 @@ class SimEngine:
             prefill_tokens=self._batch.prefill_tokens,
             kv_used_tokens=self._store.used * size,
             kv_total_tokens=self._store.blocks * size,
+        )
+
+    def handover(self) -> Handover:
+        """See Engine.handover."""
+        return Handover(
+            unclaimed_tokens=self._claims.unclaimed_tokens,
+            expired=self._claims.expired_total,
+            pulled_bytes=self._metrics.pulled_bytes,
+            served_bytes=self._metrics.served_bytes,
         )
 
     def on_block_events(self, listener: Callable[[Sequence[BlockEvent]], None]) -> None:
