@@ -278,9 +278,9 @@ def test_a_pull_given_up_before_its_first_step_leaves_the_link(lab: Any) -> None
             task = asyncio.create_task(lab.text(decode, lab.body(200, kv_transfer_params=params)))
             await asyncio.sleep(0)  # the call runs up to its wait; the pull's task has not run yet
             assert len(decode._pulls) == 1
-            task.cancel()
-            await asyncio.wait((task,))
-            await asyncio.sleep(0)
+            await next(iter(decode._answers)).abort()
+            with pytest.raises(AnswerCut):
+                await task
             assert (len(decode._pulls), len(decode._pulls._link._ends)) == (0, 0)
 
     asyncio.run(story())
