@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 
 class _Message(msgspec.Struct):
     content: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: Any = None
 
 
 class _Choice(msgspec.Struct):

@@ -10,6 +10,7 @@ import hmac
 import logging
 import secrets as random_source
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from penstock_core.endpoint import Load
@@ -43,7 +44,7 @@ _LONGEST_SALT = 256
 
 class _Asked(msgspec.Struct, frozen=True):
     model: str | None = None
-    n: msgspec.Raw | None = None
+    n: Any = None
 
 
 _decode_asked = msgspec.json.Decoder(_Asked).decode
@@ -136,7 +137,7 @@ class Answering:
             message = f"{SALT_HEADER.decode()} needs the fleet's token, and at most {_LONGEST_SALT} bytes"
             return self._fail(exchange, request_id, 403, message)
         call = EngineCall(request_id=request_id.decode(), path=request.path, body=request.body, salt=salt.decode("latin-1"))
-        one_choice = asked.n is None or bytes(asked.n) in (b"1", b"null")
+        one_choice = asked.n is None or asked.n == 1
         await self._run(exchange, call, model, one_choice)
 
     async def _run(self, exchange: Exchange, call: EngineCall, model: str, one_choice: bool) -> None:
