@@ -139,6 +139,7 @@ def test_a_client_that_leaves_frees_its_kv(after_head):
                 request.cancel()
             await until(lambda: host.load().running + host.load().waiting == 0)
             await until(lambda: host._answering.running == 0)
+            await until(lambda: host.load().kv_used_tokens == 0)
             assert host._follower.translator.open_calls == 0
             assert "penstock_worker_aborted_total 1.0" in (await client.get("/metrics")).text
 
@@ -168,6 +169,26 @@ def test_draining_refuses_and_finishes():
             state = decode_worker_state((await client.get("/penstock/state", headers=TOKEN)).content)
             assert state.drained
             assert state.exchanges == 0
+
+    run(story())
+
+
+def test_an_engine_that_stops_cuts_its_streams_with_an_error():
+    """Never a silent end: the stream ends with an error event, and without the chunk that would make it look whole."""
+
+    async def story():
+        async with worker(speed=1.0) as (host, client):
+            pieces = []
+            with pytest.raises(httpx.RemoteProtocolError):
+                async with client.stream("POST", "/v1/chat/completions", json=chat("go", max_tokens=4_000, stream=True)) as answer:
+                    async for piece in answer.aiter_bytes():
+                        pieces.append(piece)
+                        if len(pieces) == 1:
+                            await host._engine.stop()
+            last = b"".join(pieces).rstrip().rpartition(b"\n\n")[2]
+            assert last.startswith(b"event: error\ndata: ")
+            assert msgspec.json.decode(last.partition(b"data: ")[2])["error"]["type"] == "server_error"
+            assert host._follower.translator.open_calls == 0
 
     run(story())
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from penstock_core.prompt import canonical_chat, canonical_text, chunk_keys, escape, start_bytes
-from penstock_worker.engine import Rendering
+from penstock_worker.engine import BlockStored, Rendering
 from penstock_worker.kv_chain import CHAT_PATH, TEXT_PATH, ChainRules, chain_of, extended_chain, next_turn
+from penstock_worker.kv_translate import Translator
 
 RULES = ChainRules(secret=7, chunk_bytes=16, block_tokens=4)
 TEXTS = st.text(st.sampled_from("ab cé漢😀\x10\x1e\x1f\n"), max_size=80)
@@ -151,6 +152,27 @@ def test_the_extended_chain_is_a_prefix_of_the_next_turn(template, messages, ans
     if told.keys and "?" not in answer:
         whole = told.tokens_at[-1] // 4
         assert told.blocks[:whole] == real.blocks[:whole]
+
+
+def test_an_answer_that_the_template_rewrites_is_not_credited(template):
+    """A template that drops the thinking of earlier turns: the blocks of the answer as generated are not those the next turn needs."""
+    question = [{"role": "user", "content": "word " * 20}]
+    answer = "<think>" + "hidden " * 30 + "</think>" + "shown " * 30
+    body, following = template.body(question), next_turn(CHAT_PATH, template.body(question), answer)
+    rewritten = [{**m, "content": m["content"].rpartition("</think>")[2]} for m in msgspec.json.decode(following)["messages"]]
+    told = extended_chain(CHAT_PATH, following, template.chat(rewritten), RULES)
+    asked = chain_of(CHAT_PATH, body, template.chat(question), RULES)
+    generated = template.tokenize(template.chat(question).text + answer)
+    translator = Translator(RULES, max_blocks=1_000)
+    translator.begin("a", asked)
+    blocks = len(generated.token_ids) // 4
+    translator.apply([BlockStored(tuple(range(1, blocks + 1)), None, tuple(generated.token_ids[: blocks * 4]))])
+    translator.finish("a", told)
+    before = sum(tokens <= len(template.chat(question).token_ids) for tokens in told.tokens_at)
+    assert not told.exact
+    assert set(asked.keys[: before - 1]) <= translator.held_keys()
+    assert not set(told.keys[before + 1 :]) & translator.held_keys()
+    assert len(told.keys) - before > 10
 
 
 def test_a_long_prompt_is_laid_out_in_about_a_millisecond(template):

@@ -80,7 +80,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long running answers may go on after SIGTERM or a drain."""
     body_bytes: int = 16 * 1024 * 1024
     connections: int = 16_384
-    inline_body_bytes: int = 4_096
+    inline_body_bytes: int = 16_384
     """A longer body is rendered and hashed off the event loop."""
     announce_path: str = ""
     """File that gets the worker's URL once it is ready, written whole; empty: none."""
