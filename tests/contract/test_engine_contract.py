@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from penstock_core.errors import BadInput, Refused
-from penstock_worker.engine import AnswerCut, BlockEvent, BlockRemoved, BlockStored, Engine, EngineCall
+from penstock_worker.engine import AnswerCut, BlockEvent, BlockRemoved, BlockStored, Engine, EngineCall, Handover
 from penstock_worker.engines.sim import SimConfig, SimEngine
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -210,6 +210,19 @@ def test_bad_bodies_are_bad_input(make: Callable[[], Engine], body: bytes) -> No
             await engine.answer(_call(body))
         load = engine.load()
         assert (load.running, load.waiting, load.kv_used_tokens) == (0, 0, 0)
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_a_fresh_engine_has_handed_nothing_over(make: Callable[[], Engine]) -> None:
+    """Counts begin at 0 and an answer of its own leaves them there."""
+
+    async def story() -> None:
+        engine = make()
+        await engine.start()
+        await _whole(engine, _chat())
+        assert engine.handover() == Handover()
         await engine.stop()
 
     asyncio.run(story())

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from penstock_core.errors import BadInput, TransferFailed
-from penstock_worker.engine import AnswerCut
+from penstock_worker.engine import AnswerCut, Handover
 from penstock_worker.engines.sim import reference_text
 
 
@@ -25,6 +25,7 @@ def test_a_handed_over_answer_is_the_predicted_one(lab: Any, words: int) -> None
             params = await lab.prefill(prefill, body)
             assert (params["do_remote_prefill"], params["do_remote_decode"], params["tp_size"]) == (True, False, 1)
             assert prefill.store.used == len(params["remote_block_ids"][0]) > 0
+            assert prefill.handover().unclaimed_tokens == params["remote_num_tokens"]
             answer = await lab.json(decode, lab.with_fields(body, kv_transfer_params=params))
             assert answer["choices"][0]["message"]["content"] == reference_text(body)
             prompt_tokens, cached = _usage(answer)
@@ -33,8 +34,8 @@ def test_a_handed_over_answer_is_the_predicted_one(lab: Any, words: int) -> None
             moved = prompt_tokens * decode.config.profile.kv_bytes_per_token
             assert f'vllm:nixl_bytes_transferred_sum{{model_name="sim"}} {moved}' in decode.metrics_text()
             assert f'sim:kv_bytes_served_total{{model_name="sim"}} {moved}' in prefill.metrics_text()
-            assert decode._metrics.pulls == 1
-            assert len(prefill._claims) == 0
+            assert decode.handover() == Handover(pulled_bytes=moved)
+            assert prefill.handover() == Handover(served_bytes=moved)
             assert decode.store.used == 0
 
     asyncio.run(story())
@@ -331,6 +332,23 @@ def test_a_decode_leg_given_up_mid_pull_frees_its_blocks_and_another_may_pull(la
             assert (slow.store.used, len(slow._pulls), slow.load().prefill_tokens) == (0, 0, 0)
             await lab.until(lambda: not any(claim.begun for claim in prefill._claims._claims.values()), "the claim is free again")
             assert await lab.text(decode, leg) == reference_text(body)
+
+    asyncio.run(story())
+
+
+def test_a_claim_whose_puller_vanished_expires_in_an_idle_engine(lab: Any) -> None:
+    """Its time was over while it was being pulled; nothing else wakes the engine."""
+
+    async def story() -> None:
+        async with lab.engine(claim_seconds=0.3) as prefill, lab.engine(speed=0.01) as slow:
+            body = lab.body(3_000)
+            params = await lab.prefill(prefill, body)
+            task = asyncio.create_task(lab.text(slow, lab.with_fields(body, kv_transfer_params=params)))
+            await lab.until(lambda: len(slow._pulls) == 1, "the pull is under way")
+            await lab.until(lambda: prefill.store.used == 0, "the server waits no longer for a slow puller, and the claim expires")
+            assert prefill._claims.expired_total == 1
+            task.cancel()
+            await asyncio.wait((task,))
 
     asyncio.run(story())
 

@@ -235,9 +235,10 @@ class SimEngine:
         stream: _Stream = sequence.owner
         self._drop(stream.answer, failed)
 
-    def _served(self, claim: Claim, first: int) -> None:
-        tokens = claim.tokens - first * self._store.block_tokens
-        self._metrics.served_bytes += tokens * self._timing.kv_bytes_per_token
+    def _served(self, claim: Claim, first: int | None) -> None:
+        if first is not None:
+            tokens = claim.tokens - first * self._store.block_tokens
+            self._metrics.served_bytes += tokens * self._timing.kv_bytes_per_token
         self._wake.set()
 
     def _abort(self, answer: SimAnswer) -> None:

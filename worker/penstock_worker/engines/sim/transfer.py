@@ -60,14 +60,14 @@ class BlockServer:
     """Hands out the blocks of claims. One pull a connection; at most 512 connections, one more is closed at once."""
 
     def __init__(
-        self, config: SimConfig, engine_id: str, store: BlockStore, claims: Claims, unpinned: Callable[[Claim, int], None]
+        self, config: SimConfig, engine_id: str, store: BlockStore, claims: Claims, ended: Callable[[Claim, int | None], None]
     ) -> None:
-        """`unpinned(claim, first)` is called when a claim's blocks from `first` on were taken."""
+        """`ended(claim, first)` is called after each pull: the claim's blocks from `first` on were taken, or none (None)."""
         self._config = config
         self._engine_id = engine_id
         self._store = store
         self._claims = claims
-        self._unpinned = unpinned
+        self._ended = ended
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self.port = 0
@@ -125,20 +125,19 @@ class BlockServer:
             self._send(writer, wanted, bytes((status,)))
             await writer.drain()
             return
+        taken = False
         try:
             rows = b"".join(map(self._store.row, claim.blocks[wanted.first :]))
             self._send(writer, wanted, bytes((_OK,)) + rows)
             async with asyncio.timeout(self._config.claim_seconds):
                 await writer.drain()
                 taken = await reader.readexactly(1) == _DONE
-        except BaseException:
-            self._claims.give_up(wanted.request_id)
-            raise
-        if taken:
-            self._claims.finish(wanted.request_id)
-            self._unpinned(claim, wanted.first)
-        else:
-            self._claims.give_up(wanted.request_id)
+        finally:
+            if taken:
+                self._claims.finish(wanted.request_id)
+            else:
+                self._claims.give_up(wanted.request_id)
+            self._ended(claim, wanted.first if taken else None)
 
     def _begin(self, wanted: _Wanted) -> tuple[int, Claim | None]:
         if wanted.engine_id != self._engine_id or wanted.generation != self._config.kv_generation:
