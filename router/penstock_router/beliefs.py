@@ -21,7 +21,7 @@ _TOLERANCE = 0.25
 _TOLERANCE_TOKENS = 1_024
 _TOLERANCE_STREAMS = 2
 _REPORT_PERIOD_S = 1.0
-"""Assumed until two reports have shown it."""
+"""Leases are renewed, and loads reported, this often at least."""
 
 
 class Streaming(Protocol):
@@ -43,7 +43,6 @@ class Beliefs:
         self._owners: list[list[Streaming]] = [[] for _ in range(rows)]
         self._bookings = [0] * rows
         self._leaving = [False] * rows
-        self._reported_s: list[tuple[float, float] | None] = [None] * rows
         self._disagree_since: list[float | None] = [None] * rows
         self._free = list(range(rows - 1, -1, -1))
         self.conflicts = 0
@@ -66,7 +65,7 @@ class Beliefs:
         self.rows[r, col.GROUP] = -1.0
         self.rows[r, col.DEDICATED] = float(endpoint.record.role is not Role.BOTH)
         self._bookings[r], self._leaving[r] = 0, False
-        self._reported_s[r] = self._disagree_since[r] = None
+        self._disagree_since[r] = None
         self.update(r, endpoint)
         return r
 
@@ -106,7 +105,6 @@ class Beliefs:
         self._owners += [[] for _ in range(old)]
         self._bookings += [0] * old
         self._leaving += [False] * old
-        self._reported_s += [None] * old
         self._disagree_since += [None] * old
         self._free += range(2 * old - 1, old - 1, -1)
 
@@ -177,11 +175,6 @@ class Beliefs:
         row[col.KV_REPORTED] = load.kv_used_tokens
         if load.kv_total_tokens:
             row[col.KV_TOTAL] = load.kv_total_tokens
-        before = self._reported_s[r]
-        period_s = before[1] if before is not None else _REPORT_PERIOD_S
-        if before is not None and now > before[0]:
-            period_s = now - before[0]
-        self._reported_s[r] = (now, period_s)
         kernel.advance(self.rows, r, now)
         waiting = row[col.BOOKED] + row[col.FOREIGN_PROMPT] - row[col.COMPUTED]
         running = row[col.RUNNING] + row[col.FOREIGN_STREAMS]
@@ -195,7 +188,7 @@ class Beliefs:
         if since is None:
             self._disagree_since[r] = now
             return False
-        if now - since < period_s:
+        if now - since < _REPORT_PERIOD_S:
             return False
         self._disagree_since[r] = None
         self._follow(row, load, now)

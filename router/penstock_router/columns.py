@@ -41,10 +41,9 @@ DECODE_WAIT_S = BOOKED + 28
 PARTNER = BOOKED + 29  # row of the best decode side for it; -1: none
 GROUP = BOOKED + 30  # which endpoints can hand KV to one another (generation and connector); -1: none
 DEDICATED = BOOKED + 31  # 1 for a prefill-only or decode-only endpoint
-ROW = BOOKED + 32
-
-STATE = range(BOOKED, HELD_CHUNKS + 1)
-"""Columns that bookings and reports change."""
+PROMPTS = BOOKED + 32  # prompts booked here that have no first token yet: streams of a moment later
+REST_S = BOOKED + 33  # what the newcomer adds after the pass in which the last of them ends: their share of Δ
+ROW = BOOKED + 34
 
 # One decoding stream.
 FIRST_S, LAST_S, TOKENS, TARGET_ITL_S, MOST_TOKENS = range(5)

@@ -178,7 +178,8 @@ def others_miss(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats)
     """Σ E_j after `weigh`: expected number of streams at endpoint r that come to miss their mean ITL by the newcomer.
 
     A stream's own stall is what it is behind the present pace `itl`: seconds since its first token less (g − 1)·itl, the
-    gap still open counted once it is longer than a step. Foreign streams, unseen, count by the stationary form.
+    gap still open counted once it is longer than a step. Prompts that wait will be streams when the newcomer's passes
+    come: they count with g = 1, no stall so far and REST_S. Foreign streams, unseen, count by the stationary form.
     """
     now, itl, stall, target_itl = q[col.NOW_S], rows[r, col.ITL_S], rows[r, col.STALL_S], q[col.TARGET_S]
     total = 0.0
@@ -195,6 +196,8 @@ def others_miss(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats)
         more = shorter(table, must, most) - shorter(table, max(g, 1.0 + late / room), most)
         if more > 0.0:
             total += more / max(0.001, 1.0 - shorter(table, g, most))
+    if rows[r, col.PROMPTS] > 0.0 and target_itl > itl:
+        total += rows[r, col.PROMPTS] * shorter(table, 1.0 + rows[r, col.REST_S] / (target_itl - itl), math.inf)
     if rows[r, col.FOREIGN_STREAMS] > 0.0 and target_itl > itl:
         must = 1.0 + stall / (target_itl - itl)
         total += rows[r, col.FOREIGN_STREAMS] * table[col.STATIONARY, int(min(math.ceil(must), float(col.LONGEST_TOKENS)))]
@@ -248,6 +251,9 @@ def weigh(rows: Floats, r: int, q: Floats, divided: bool) -> float:
     rows[r, col.WORK] = work
     rows[r, col.STALL_S] = after - before
     rows[r, col.WAIT_S] = left + before
+    # Those that wait end in a pass which the newcomer may fill up; only what comes after it stalls them as streams.
+    shared = min(waiting + new, math.ceil(waiting / budget) * budget)
+    rows[r, col.REST_S] = after - through_s(rows, r, shared, budget, step)
     rows[r, col.COST] = cost
     rows[r, col.PARTNER] = -1.0
     return float(cost)
@@ -443,6 +449,8 @@ def book(rows: Floats, r: int, new: float, kv: float, now: float) -> None:
     if rows[r, col.PASSING] <= 0.0 and waiting <= 0.0:
         rows[r, col.PASS_START_S] = now + left
     rows[r, col.BOOKED] += new
+    if new > 0.0:
+        rows[r, col.PROMPTS] += 1.0
     rows[r, col.KV_BOOKED] += kv
     rows[r, col.RUNNING] += 1.0
 
@@ -462,6 +470,8 @@ def computed(rows: Floats, r: int, new: float, now: float) -> None:
         rows[r, col.PASS_START_S] = now  # it came from the pass before: the running one begins now
     rows[r, col.COMPUTED] = max(0.0, rows[r, col.COMPUTED] - new)
     rows[r, col.BOOKED] -= new
+    if new > 0.0:
+        rows[r, col.PROMPTS] -= 1.0
     trim(rows, r)
 
 
@@ -470,4 +480,6 @@ def withdraw(rows: Floats, r: int, new: float, now: float) -> None:
     """A prompt of `new` booked tokens is given up before its end: what waits goes first, then what is in the pass."""
     advance(rows, r, now)
     rows[r, col.BOOKED] -= new
+    if new > 0.0:
+        rows[r, col.PROMPTS] -= 1.0
     trim(rows, r)

@@ -73,7 +73,7 @@ class Builders:
     def counts(scheduler: Scheduler) -> dict[str, float]:
         """What must be zero when nothing is booked, summed over all rows (a pass may hold foreign tokens)."""
         rows = scheduler.beliefs.rows
-        names = ("BOOKED", "COMPUTED", "STREAMS", "CONTEXT", "CELLS_USED", "KV_BOOKED", "RUNNING", "HELD_CHUNKS")
+        names = ("BOOKED", "PROMPTS", "COMPUTED", "STREAMS", "CONTEXT", "CELLS_USED", "KV_BOOKED", "RUNNING", "HELD_CHUNKS")
         ours = np.maximum(0.0, rows[:, col.PASSING] - rows[:, col.FOREIGN_PROMPT])
         return {"PASSING": float(ours.sum())} | {name: float(np.abs(rows[:, getattr(col, name)]).sum()) for name in names}
 

@@ -40,6 +40,7 @@ class Worker:
     t_e: float
     streams: list[Stream] = field(default_factory=list)
     held_chunks: int = 0
+    prompts: int = 0
     foreign_streams: int = 0
     foreign_context: int = 0
 
@@ -87,6 +88,11 @@ def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, sigma: floa
         before, after = 1 + stall / room, 1 + (stall + delta) / room
         more = max(0.0, short(after, one.most) - short(max(one.tokens, before), one.most))
         others += more / max(0.001, 1 - short(one.tokens, one.most))
+    if worker.prompts and slo.itl_s > itl:  # they wait: streams by the time the newcomer has passes of its own
+        budget = max(1, profile.pass_tokens - worker.b)
+        shared = min(waiting + u, math.ceil(waiting / budget) * budget)
+        rest = worker.through(waiting + u) - worker.through(shared)
+        others += worker.prompts * short(1 + rest / (slo.itl_s - itl), math.inf)
     if worker.foreign_streams and slo.itl_s > itl:
         k = min(math.ceil(1 + delta / (slo.itl_s - itl)), len(TABLE) - 1)
         mean = sum(1 - TABLE[i] for i in range(1, len(TABLE)))
@@ -125,6 +131,7 @@ def workers(draw: st.DrawFn, decoding: bool) -> Worker:
         worker.U, worker.t_e = draw(st.integers(1, 30_000)), NOW + draw(st.sampled_from([0.0, 0.004]))
     elif kind == "all computed":
         worker.U = worker.D = draw(st.integers(1, 9_000))
+    worker.prompts = draw(st.integers(0, 5)) if worker.U else 0
     return worker
 
 
@@ -134,6 +141,7 @@ def believe(scheduler, row: int, worker: Worker) -> None:
     cells[col.BOOKED], cells[col.COMPUTED], cells[col.PASSING], cells[col.PASS_START_S] = worker.U, worker.D, worker.X, worker.t_e
     cells[col.STREAMS], cells[col.CONTEXT] = len(worker.streams), sum(one.context for one in worker.streams)
     cells[col.FOREIGN_STREAMS], cells[col.FOREIGN_CONTEXT] = worker.foreign_streams, worker.foreign_context
+    cells[col.PROMPTS] = worker.prompts
     for one in worker.streams:
         beliefs.open_cell(row, one, one.first_s, one.target_s, one.most)
         beliefs.cells[one.cell + col.LAST_S] = one.last_s

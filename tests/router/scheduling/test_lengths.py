@@ -55,3 +55,4 @@ def test_old_completions_fade():
     for tokens in [500] * 6_000 + [20] * 10_000:
         lengths.observe(tokens)
     assert lengths.expected_tokens() < 60
+    assert 0.95 < lengths.table[SHORTER, 400] < 0.9999

@@ -135,3 +135,16 @@ def test_harm_to_a_stream_by_hand(build):
     # Δ: 999 tokens in a first pass, 191 in a second: 10 + 99.9 + 21 + 10 + 19.1 + 21 = 181 ms → k = 19.1 → F(20)
     assert placement.candidates[0].terms["others_miss"] == pytest.approx((0.19 - 0.09) / 0.91)
     assert placement.candidates[0].terms["work"] == pytest.approx(0.129)
+
+
+def test_harm_to_a_prompt_that_still_waits_by_hand(build):
+    """600 tokens wait; 1,000 more fill their pass up with 400, and the pass of 600 after it (70 ms) will stall that stream."""
+    scheduler = build.scheduler([build.endpoint("a")])
+    slo = build.ask().slo.__class__(ttft_s=1.0, itl_s=0.031)
+    table = scheduler.lengths.table
+    for k in range(table.shape[1]):
+        table[col.SHORTER, k] = min(1.0, max(0.0, (k - 1) / 100))
+    scheduler.place([build.ask(600, slo=slo)], 0.0)
+    terms = scheduler.place([build.ask(1_000, slo=slo, explain=True)], 0.0)[0].placement.candidates[0].terms
+    # Room is 31 − 21 ms: k = 1 + 70 / 10 = 8, and F(8) = 7 %.
+    assert terms["others_miss"] == pytest.approx(0.07)
