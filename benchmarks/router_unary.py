@@ -4,13 +4,14 @@
 """
 
 import http.client
+import statistics
 import sys
 from contextlib import ExitStack
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from benchmarks.bodies import API_KEY, chat_body
-from benchmarks.cpu import cpu_s
+from benchmarks.cpu import cpu_of
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.router_process import Running, router
 from benchmarks.table import Row, keep, show
@@ -56,20 +57,33 @@ def hold_streams(stack: ExitStack, url: str, count: int) -> None:
 def measure(case: Case, running: Running, runs: int, run_s: float) -> list[Row]:
     """CPU microseconds a request over `runs` closed-loop runs, and one open-loop run's latency."""
     closed_loop(running.url, case.body_bytes, CONNECTIONS, 2.0, running.load_cores)  # warm: caches, compiled code, connections
-    samples, busy, rates = [], [], []
+    samples, kernel, busy, rates = [], [], [], []
     generator = ""
     for _ in range(runs):
-        before = cpu_s(running.pid)
+        before = cpu_of(running.pid)
         load = closed_loop(running.url, case.body_bytes, CONNECTIONS, run_s, running.load_cores)
-        cpu = cpu_s(running.pid) - before
+        cpu = cpu_of(running.pid).since(before)
         if load.errors:
             raise RuntimeError(f"{case.name}: {load.errors} of {load.requests} requests failed")
-        samples.append(cpu / load.requests * 1e6)
-        busy.append(cpu / load.wall_s)
+        samples.append(cpu.total_s / load.requests * 1e6)
+        kernel.append(cpu.kernel_s / load.requests * 1e6)
+        busy.append(cpu.total_s / load.wall_s)
         rates.append(load.requests / load.wall_s)
         generator = load.generator
-    note = f"router core {100 * min(busy):.0f}–{100 * max(busy):.0f} % busy, {min(rates):,.0f}–{max(rates):,.0f}/s, {generator}"
-    rows = [Row(case.name, "µs CPU", tuple(samples), case.goal_us, note, {"busy": min(busy), "requests_per_s": max(rates)})]
+    note = (
+        f"{statistics.median(kernel):.0f} µs of it kernel; router core {100 * min(busy):.0f}–{100 * max(busy):.0f} % busy, "
+        f"{min(rates):,.0f}–{max(rates):,.0f}/s, {generator}"
+    )
+    rows = [
+        Row(
+            case.name,
+            "µs CPU",
+            tuple(samples),
+            case.goal_us,
+            note,
+            {"busy": min(busy), "requests_per_s": max(rates), "kernel_us": statistics.median(kernel)},
+        )
+    ]
     if case.body_bytes <= 4096:
         paced = open_loop(running.url, case.body_bytes, CONNECTIONS, run_s, running.load_cores, OPEN_LOOP_RATE)
         note = f"p99 {paced.p99_ms:.2f} ms, {paced.errors} errors, from the due time at {OPEN_LOOP_RATE:,.0f}/s"

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from penstock_dataplane.loop import run as run_loop
 
 from benchmarks.bodies import chat_body, http_request
-from benchmarks.cpu import cpu_s
+from benchmarks.cpu import cpu_of
 from benchmarks.mock_worker import STAMP_DIGITS
 
 _MARK = b'"content":"'
@@ -75,14 +75,15 @@ async def run(url: str, streams: int, windows: int, window_s: float, pid: int, c
         for stream in opened:
             stream.longest_gap_ns = 0
         delays_ns.clear()
-        cpu_before, began = cpu_s(pid), time.monotonic()
+        cpu_before, began = cpu_of(pid), time.monotonic()
         await asyncio.sleep(window_s)
-        cpu, wall_s, seen = cpu_s(pid) - cpu_before, time.monotonic() - began, sorted(delays_ns)
+        cpu, wall_s, seen = cpu_of(pid).since(cpu_before), time.monotonic() - began, sorted(delays_ns)
         measured.append(
             {
                 "chunks": len(seen),
                 "wall_s": wall_s,
-                "cpu_us_a_chunk": cpu / max(1, len(seen)) * 1e6,
+                "cpu_us_a_chunk": cpu.total_s / max(1, len(seen)) * 1e6,
+                "kernel_us_a_chunk": cpu.kernel_s / max(1, len(seen)) * 1e6,
                 "p50_ms": seen[len(seen) // 2] / 1e6 if seen else 0.0,
                 "p99_ms": seen[int(len(seen) * 0.99)] / 1e6 if seen else 0.0,
                 "longest_gap_s": max(stream.longest_gap_ns for stream in opened) / 1e9,
