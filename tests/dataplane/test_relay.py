@@ -303,3 +303,32 @@ def test_256_streams_at_once_all_end_whole(play: Play) -> None:
     play(scenario)
     assert {result.ending for result in results} == {Ending.FINISHED}
     assert len(results) == 256
+
+
+def test_a_relay_that_is_cancelled_cuts_the_upstream(play: Play) -> None:
+    """A handler's own time limit ends the upstream too, and the handler may still finish the answer."""
+
+    async def scenario(world: Any) -> None:
+        async def stream(exchange: Exchange) -> None:
+            exchange.start(200)
+            exchange.write(b"first")
+            await asyncio.Event().wait()
+
+        async def handle(exchange: Exchange) -> None:
+            response = await client.request(upstream, "GET", "/v1/x")
+            exchange.start(200)
+            try:
+                async with asyncio.timeout(0.1):
+                    await relay(response, exchange)
+            except TimeoutError:
+                exchange.finish(b"late")
+
+        upstream = await world.serve(stream)
+        client = world.client()
+        peer = await world.peer(await world.serve(handle))
+        peer.send(GET)
+        assert (await peer.response())[2] == b"firstlate"
+        assert client.open_connections == 0
+        await world.until(lambda: world.servers[0].exchanges == 0, "upstream told")
+
+    play(scenario)

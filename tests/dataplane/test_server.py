@@ -165,11 +165,19 @@ def test_http_1_0_clients_are_served(play: Play) -> None:
 
 def test_the_head_leaves_with_the_first_chunk_in_one_segment(play: Play) -> None:
     """`start` alone sends nothing; `flush` sends the head by itself."""
+    writes: dict[str, list[bytes]] = {}
 
     async def scenario(world: Any) -> None:
         go = asyncio.Event()
 
         async def handle(exchange: Exchange) -> None:
+            send = exchange._write
+
+            def noted(data: bytes) -> None:
+                writes.setdefault(exchange.request.path, []).append(data)
+                send(data)
+
+            exchange._write = noted
             exchange.start(200)
             if exchange.request.path == "/v1/flush":
                 exchange.flush()
@@ -190,6 +198,7 @@ def test_the_head_leaves_with_the_first_chunk_in_one_segment(play: Play) -> None
         assert await flushed.reader.readexactly(20) == b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
 
     play(scenario)
+    assert [len(writes["/v1/hold"]), len(writes["/v1/flush"])] == [2, 3]  # one write for head and chunk, one for last piece and end
 
 
 @pytest.mark.parametrize("value", [b"a\r\nset-cookie: x", b"a\nb", b"a\rb", b"a\0b", b"\r\n", b"a\r"])

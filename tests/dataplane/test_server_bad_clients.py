@@ -75,7 +75,10 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(play: Play) -> None:
 
     async def scenario(world: Any) -> None:
         peer = await world.peer(await world.serve(ok, limits=ServerLimits(body_bytes=1000)))
+        peer.writer.transport.pause_reading()  # a client that looks for an answer only when it has sent everything
         peer.send(b"POST /v1/x HTTP/1.1\r\nContent-Length: 5000000\r\n\r\n" + b"x" * 5_000_000)
+        await world.until(lambda: peer.writer.transport.get_write_buffer_size() == 0, "sent")
+        peer.writer.transport.resume_reading()
         status, head, _ = await peer.response()
         assert status == 413
         assert b"connection: close" in head
@@ -290,6 +293,21 @@ def test_a_client_that_leaves_behind_unread_pipelined_input_is_noticed(play: Pla
         peer.send(b"GET /v1/x HTTP/1.1\r\n\r\n" + b"POST /v1/x HTTP/1.1\r\nContent-Length: 4000000\r\n\r\n" + b"x" * 4_000_000)
         await world.until(lambda: server.exchanges == 1, "running")
         peer.reset()
+        await world.until(lambda: server.exchanges == 0, "departure noticed")
+
+    play(scenario)
+
+
+def test_a_client_that_closes_behind_held_input_is_noticed(play: Play) -> None:
+    """All it sent has arrived and more is held than is read: its orderly end is seen in the kernel's state and probed."""
+
+    async def scenario(world: Any) -> None:
+        origin = await world.serve(lambda exchange: asyncio.Event().wait(), limits=ServerLimits(pipeline_bytes=1000))
+        (server,) = world.servers
+        peer = await world.peer(origin)
+        peer.send(GET + b"POST /v1/x HTTP/1.1\r\nContent-Length: 90000\r\n\r\n" + b"x" * 20_000)
+        await world.until(lambda: server.exchanges == 1, "running")
+        peer.writer.close()
         await world.until(lambda: server.exchanges == 0, "departure noticed")
 
     play(scenario)
