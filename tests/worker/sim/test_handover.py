@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from typing import Any
 
 import msgspec
@@ -57,6 +58,46 @@ def test_thirty_two_at_once_share_the_batch_and_the_link(lab: Any) -> None:
             assert all(await asyncio.gather(*map(one, range(32))))
             await lab.until(lambda: prefill.store.used == 0, "nothing stays pinned")
             assert (decode.store.used, len(decode._pulls), decode._metrics.pulls) == (0, 0, 32)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clients_that_leave_at_any_moment_leave_nothing_behind(lab: Any, seed: int) -> None:
+    """Two thirds of 60 requests are cancelled after a random number of turns of the loop; the others' texts are right."""
+
+    async def story() -> None:
+        rnd = random.Random(seed)
+        tight = {"kv_tokens": 64 * 60, "claim_seconds": 0.2, "speed": 500.0}
+        async with lab.engine(**tight) as prefill, lab.engine(**tight) as decode:
+
+            async def one(number: int) -> bool:
+                body = lab.body(50 + 31 * number % 900, seed=number % 4, max_tokens=30)
+                for _ in range(20):  # a claim may expire while its decode leg waits for blocks: prefill again, as a router does
+                    params = await lab.prefill(prefill, body)
+                    try:
+                        text = await lab.text(decode, lab.with_fields(body, kv_transfer_params=params))
+                    except TransferFailed:
+                        continue
+                    return bool(text == reference_text(body))
+                return bool(await lab.text(decode, body) == reference_text(body))
+
+            tasks = [asyncio.create_task(one(number)) for number in range(60)]
+            leaving = rnd.sample(tasks, 40)
+            for task in leaving:
+                for _ in range(rnd.randint(0, 40)):
+                    await asyncio.sleep(0)
+                task.cancel()
+            async with asyncio.timeout(60):
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+            stayed = [result for task, result in zip(tasks, results, strict=True) if task not in leaving]
+            assert stayed == [True] * 20
+            await lab.until(lambda: prefill.store.used == 0, "unclaimed prefills expire")
+            await lab.until(lambda: not prefill._server._connections, "no connection is left")
+            for engine in (prefill, decode):
+                load = engine.load()
+                assert (load.running, load.waiting, load.prefill_tokens, load.kv_used_tokens) == (0, 0, 0, 0)
+                assert (len(engine._pulls), len(engine._pulls._link._ends), len(engine._claims), len(engine._answers)) == (0, 0, 0, 0)
 
     asyncio.run(story())
 
