@@ -113,6 +113,8 @@ class Upstream:
         self.plan: list[Behaviour] = []
         self.seen: list[Seen] = []
         self.facts: tuple[str, ...] = ()
+        self.pages: dict[str, Callable[[dict[str, str]], bytes]] = {}
+        """GET path to a whole response, from the request's headers."""
         self.connections: set[asyncio.StreamWriter] = set()
         self.left = 0
         """Connections that the router closed while their request was being answered."""
@@ -156,6 +158,9 @@ class Upstream:
         method, path, _ = line.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (row.partition(":") for row in rows)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
+        if method == "GET" and path in self.pages:
+            writer.write(self.pages[path](headers))
+            return
         if method == "GET":
             writer.write(whole(200, json.dumps({"object": "list", "data": self.models}).encode() if "models" in path else b"{}"))
             return
