@@ -7,12 +7,9 @@ import pytest
 
 from tests.router.conftest import CHAT, STREAM_HEAD, USAGE, delta, event, piece
 
-BODY = (
-    b": keep-alive\n\n"
-    + b"".join(event(delta(word)) for word in ("a", "b", '"usage": {'))
-    + event({**delta(""), "choices": [], "usage": USAGE})
-)
-BODY += b"data: [DONE]\n\n"
+USAGE_EVENT = event({**delta(""), "choices": [], "usage": USAGE})
+WORDS = b"".join(event(delta(word)) for word in ("a", "b", '"usage": {'))
+BODY = b": keep-alive\n\n" + WORDS + USAGE_EVENT + b"data: [DONE]\n\n"
 
 
 def in_pieces(data, size):
