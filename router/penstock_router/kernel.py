@@ -251,9 +251,10 @@ def weigh(rows: Floats, r: int, q: Floats, divided: bool) -> float:
     rows[r, col.WORK] = work
     rows[r, col.STALL_S] = after - before
     rows[r, col.WAIT_S] = left + before
-    # Those that wait end in a pass which the newcomer may fill up; only what comes after it stalls them as streams.
-    shared = min(waiting + new, math.ceil(waiting / budget) * budget)
-    rows[r, col.REST_S] = after - through_s(rows, r, shared, budget, step)
+    if rows[r, col.PROMPTS] > 0.0:
+        # Those that wait end in a pass which the newcomer may fill up; only what comes after it stalls them as streams.
+        shared = min(waiting + new, math.ceil(waiting / budget) * budget)
+        rows[r, col.REST_S] = after - through_s(rows, r, shared, budget, step)
     rows[r, col.COST] = cost
     rows[r, col.PARTNER] = -1.0
     return float(cost)

@@ -5,6 +5,7 @@ objects with its own clock. Nothing here reads a clock, a socket or a random sou
 arguments. It must not know bodies, headers or how a leg is carried out.
 """
 
+import struct
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Protocol
@@ -213,16 +214,9 @@ class Scheduler:
 
     def _fill(self, ask: Ask, now: float) -> tuple[int, int]:
         """Write the query; gives prompt tokens and expected output tokens."""
-        query = self._query
-        cells, slo = query.cells, ask.slo
+        query, slo = self._query, ask.slo
         prompt, output = max(1, ask.prompt_tokens), self.lengths.expected_tokens(ask.max_tokens)
-        cells[0] = now
-        cells[1] = prompt
-        cells[2] = ask.tokens_per_chunk
-        cells[3] = slo.ttft_s
-        cells[4] = slo.itl_s
-        cells[5] = self._residuals.sigma
-        cells[6] = prompt + output
+        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, slo.ttft_s, slo.itl_s, self._residuals.sigma, prompt + output)
         query.seed = self._rng.getrandbits(32)
         query.explain = ask.explain
         hits = ask.hits
@@ -272,5 +266,8 @@ class Scheduler:
         """Compile (or load from the cache) the kernel, so that no request waits for it: seconds the first time."""
         warmth.warm_up()
 
+
+_write_ask = struct.Struct(f"={col.ASK}d").pack_into
+"""Writes the columns of one ask, in their order, in one call."""
 
 _UNPLACED = Placement(None, None, 0, 0, None, None, "unplaced")
