@@ -22,12 +22,12 @@ Keys = NDArray[np.uint64]
 BOOKING_GRAIN_S = 0.5
 """Bookings lapse together, at the next multiple of this after their time."""
 
-_LEAST_RECORDS = 1 << 12
+_LEAST_PLACES = 1 << 12
 _FULL = 0.75  # linear probing: 2.5 looks a hit and 8.5 a miss at this load, half of that on average while it fills
 _SHRINK_BELOW = 0.1
 _MOST_HOLDERS = 1 << 16
 _LEAST_SLOTS = 16
-_SWEEP_RECORDS = 1 << 16
+_SWEEP_CHUNKS = 1 << 16
 
 
 class Hits(msgspec.Struct, frozen=True):
@@ -62,7 +62,8 @@ class Mirror:
         self._retired: list[int] = []
         self._being_swept: list[int] = []
         self._cleaned = np.zeros(0, np.int32)
-        self._make_table(_table_size(chunks))
+        self._entries = np.zeros(3 * max(_LEAST_PLACES, chunks), np.int32)
+        self._make_index(_index_size(chunks))
         self._make_sets(1 << 10, 1 << 13)
         self._make_work(_LEAST_SLOTS)
         self._rebind()
@@ -70,12 +71,12 @@ class Mirror:
     @property
     def chunks(self) -> int:
         """Distinct chunks; those that only dropped slots held count until they are swept."""
-        return int(self._head[chunk_table.RECORDS])
+        return int(self._head[chunk_table.CHUNKS])
 
     @property
     def bytes_used(self) -> int:
         """Bytes of all arrays."""
-        arrays = (self._table, self._sets, self._members, self._intern, self._head, self._holders, self._scratch, self._work, self._cleaned)
+        arrays = (*self._numpy_arrays(), self._work, self._cleaned)
         return sum(array.nbytes for array in arrays)
 
     def longest_prefix(self, keys: Keys) -> Hits:
@@ -152,38 +153,38 @@ class Mirror:
             for holder in self._bookings.pop(moment).values():
                 self._retire(holder)
 
-    def sweep(self, budget_records: int = _SWEEP_RECORDS) -> bool:
-        """Take holders of nobody out of the next `budget_records` records (about 3 ns each). True: nothing is left to do."""
+    def sweep(self, budget_chunks: int = _SWEEP_CHUNKS) -> bool:
+        """Take holders of nobody off the next `budget_chunks` chunks (a few ns each). True: nothing is left to do."""
         if not self._being_swept:
             if not self._retired:
                 return True
             self._being_swept, self._retired = self._retired, []
             self._head[chunk_table.CURSOR] = 0
             self._cleaned = np.zeros(len(self._sets) // 2, np.int32)
-        done = self._kernels.sweep(*self._arrays, self._wrap(self._cleaned), budget_records)
+        done = self._kernels.sweep(*self._arrays, self._wrap(self._cleaned), budget_chunks)
         if done < 0:
             self._compact_sets()
         elif done:
             self._free_holders += self._being_swept
             self._being_swept = []
             self._cleaned = np.zeros(0, np.int32)
-            if (
-                self.chunks < _SHRINK_BELOW * (self._head[chunk_table.MASK] + 1)
-                and _table_size(self.chunks * 2) < self._head[chunk_table.MASK]
-            ):
-                self._rehash(_table_size(self.chunks * 2))
+            if self.chunks < _SHRINK_BELOW * int(self._head[chunk_table.LIMIT]) and self._head[chunk_table.MASK] >= 2 * _LEAST_PLACES:
+                self._resize_entries(2 * self.chunks)
+                self._resize_index(_index_size(2 * self.chunks))
         return not self._being_swept and not self._retired
 
     def held_by(self, slot: int) -> Keys:
         """Keys the slot holds for certain, sorted; a walk over the whole table, for comparing and for `status`."""
         out = np.empty(max(1, self.chunks), np.uint64)
-        count = self._kernels.held_by(*self._arrays[:3], self._wrap(self._holders), slot, self._words(out))
+        count = self._kernels.held_by(*self._arrays[1:4], *self._arrays[5:7], slot, self._words(out))
         return np.sort(out[:count])
 
     def reserve(self, chunks: int) -> None:
         """Make room for so many chunks now rather than while a batch is applied."""
         if chunks > self._head[chunk_table.LIMIT]:
-            self._rehash(_table_size(chunks))
+            self._resize_index(_index_size(chunks))
+        if 3 * chunks > len(self._entries):
+            self._resize_entries(chunks)
 
     def _change(self, op: int, slot: int, holder: int, keys: Keys) -> None:
         if slot >= self._slots:
@@ -196,8 +197,10 @@ class Mirror:
         count = len(words) // 2
         done = kernel(*self._arrays, *operands, words, *more, 0)
         while done < count:
-            if self._head[chunk_table.WANT] == chunk_table.WANT_TABLE:
-                self._rehash(2 * (int(self._head[chunk_table.MASK]) + 1))
+            if self._head[chunk_table.WANT] == chunk_table.WANT_INDEX:
+                self._resize_index(2 * (int(self._head[chunk_table.MASK]) + 1))
+            elif self._head[chunk_table.WANT] == chunk_table.WANT_ENTRIES:
+                self._resize_entries(len(self._entries) // 2)
             else:
                 self._compact_sets()
             done = kernel(*self._arrays, *operands, words, *more, done)
@@ -233,8 +236,8 @@ class Mirror:
         if len(self._cleaned):
             self._cleaned[:] = 0  # what a set becomes has changed
 
-    def _make_table(self, size: int) -> None:
-        self._table = np.zeros(3 * (size + chunk_table.TAIL), np.int32)
+    def _make_index(self, size: int) -> None:
+        self._index = np.zeros(2 * (size + chunk_table.TAIL), np.int32)
         self._head[chunk_table.MASK] = size - 1
         self._head[chunk_table.LIMIT] = int(size * _FULL)
 
@@ -246,38 +249,47 @@ class Mirror:
 
     def _make_work(self, slots: int) -> None:
         self._slots = 1 << (slots - 1).bit_length()
-        self._work = np.zeros(3 + 4 * self._slots, np.int64)
+        self._work = np.zeros(2 + 4 * self._slots, np.int64)
         self._scratch = np.zeros(self._slots + 1, np.int32)
 
-    def _rehash(self, size: int) -> None:
-        old = self._table
-        self._make_table(size)
-        while not self._kernels.rehash(self._wrap(old), self._wrap(self._table), size - 1):
+    def _resize_index(self, size: int) -> None:
+        self._make_index(size)
+        while not self._kernels.fill_index(self._wrap(self._index), self._wrap(self._entries), self._wrap(self._head)):
             size *= 2
-            self._make_table(size)
-        self._head[chunk_table.CURSOR] = 0  # a pass that was under way begins again
+            self._make_index(size)
+        self._rebind()
+
+    def _resize_entries(self, chunks: int) -> None:
+        """Room for so many. Growing copies, so entries stay where they are; shrinking packs, and the index must be filled anew."""
+        old, used = self._entries, int(self._head[chunk_table.USED])
+        self._entries = np.zeros(3 * max(_LEAST_PLACES, chunks), np.int32)
+        if len(self._entries) >= len(old):
+            self._entries[: 3 * used] = old[: 3 * used]
+        else:
+            self._kernels.pack(self._wrap(old), self._wrap(self._entries), self._wrap(self._head))
         self._rebind()
 
     def _compact_sets(self) -> None:
         """Forget the sets that no record has any more, and make room for as many again as are left."""
         used = np.zeros(len(self._sets) // 2, np.int32)
-        table, sets, members = self._wrap(self._table), self._wrap(self._sets), self._wrap(self._members)
-        pooled = self._kernels.mark_used(table, sets, self._wrap(used))
+        entries, sets, members, head = (self._wrap(array) for array in (self._entries, self._sets, self._members, self._head))
+        pooled = self._kernels.mark_used(entries, head, sets, self._wrap(used))
         count = int(np.count_nonzero(used))
         self._make_sets(1 << max(10, (2 * count + 1).bit_length()), max(1 << 13, 2 * pooled + 2 * self._slots))
         new = (self._wrap(self._sets), self._wrap(self._members), self._wrap(self._intern))
-        self._kernels.move_sets(table, sets, members, self._wrap(used), *new, self._wrap(self._head), self._wrap(self._scratch))
+        self._kernels.move_sets(entries, sets, members, self._wrap(used), *new, head, self._wrap(self._scratch))
         if self._being_swept:
             self._cleaned = np.zeros(len(self._sets) // 2, np.int32)
         self._rebind()
 
     def _rebind(self) -> None:
         """Note the arrays in the order in which the kernels take them, after any of them has changed."""
-        self._work[0] = self._head[chunk_table.MASK]
-        arrays = (self._table, self._sets, self._members, self._intern, self._head, self._holders, self._scratch)
-        self._arrays = tuple(self._wrap(array) for array in arrays)
+        self._arrays = tuple(self._wrap(array) for array in self._numpy_arrays())
         self._lookup = self._kernels.lookup
-        self._lookup_arrays = (*self._arrays[:3], self._arrays[5], self._wrap(self._work))
+        self._lookup_arrays = (*self._arrays[:4], *self._arrays[5:7], self._wrap(self._work))
+
+    def _numpy_arrays(self) -> tuple[NDArray[Any], ...]:
+        return (self._index, self._entries, self._sets, self._members, self._intern, self._head, self._holders, self._scratch)
 
     def _wrap(self, array: NDArray[Any]) -> Any:
         """The array as the kernels want it: itself when compiled, else a memoryview, which gives plain Python integers."""
@@ -291,15 +303,15 @@ class Mirror:
         return words if self._kernels.COMPILED else words.data
 
 
-def _table_size(chunks: int) -> int:
-    """Records, a power of two, that hold so many chunks without growing."""
-    return max(_LEAST_RECORDS, 1 << math.ceil(math.log2(max(1, chunks) / _FULL)))
+def _index_size(chunks: int) -> int:
+    """Homes, a power of two, for so many chunks without growing."""
+    return max(_LEAST_PLACES, 1 << math.ceil(math.log2(max(1, chunks) / _FULL)))
 
 
 def warm_up() -> None:
     """Compile everything now (seconds the first time, a moment from numba's cache), so that no request has to wait for it."""
     mirror = Mirror()
-    keys = np.arange(1, 4 * _LEAST_RECORDS, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    keys = np.arange(1, 4 * _LEAST_PLACES, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mirror.put(keys[:8], np.arange(9, dtype=np.int64), np.arange(8, dtype=np.uint16))
     mirror.apply(0, KvBatch(1, 1, added=keys, removed=keys[:2]))
     mirror.book(1, keys[:8], 1.0)
