@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +34,6 @@ _CPUS = 1
 _CPUS_PER_WORKER = 0.01
 """Ray's count of CPUs only bounds how many workers it places (100) and how many idle processes it starts ahead (1)."""
 _KILL_WAIT_S = 10.0
-_DRAIN_MARGIN_S = 5.0
 
 
 class WorkerActor:
@@ -52,10 +50,6 @@ class WorkerActor:
         self._host = build_host(self._config, self._secrets)
         await self._host.start()
         return os.getpid(), str(self._host.url)
-
-    async def live(self) -> None:
-        """Ends only with the process: the fleet's news of its end."""
-        await asyncio.Event().wait()
 
     async def stop(self) -> None:
         """Drain, and end the worker."""
@@ -112,6 +106,7 @@ class RayHost:
         if ray.is_initialized():
             raise RuntimeError("this process is connected to a Ray already; Penstock's must be its own")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        logging.getLogger("ray").setLevel(logging.ERROR)  # advice about its signal handlers and tokens is not for our users
         ray.init(
             address="local",  # a new one, whatever RAY_ADDRESS says
             namespace=f"penstock-{os.getpid()}",
@@ -140,24 +135,23 @@ class RayHost:
         except BaseException:
             remove_placement_group(group)
             raise
-        return RayWorker(self, actor, group, config.drain_s)
+        return RayWorker(self, actor, group)
 
 
 class RayWorker:
     """One actor; implements `worker_host.StartedWorker`. Made in Ray's thread."""
 
-    def __init__(self, host: RayHost, actor: Any, group: Any, drain_s: float) -> None:
+    def __init__(self, host: RayHost, actor: Any, group: Any) -> None:
         self._host = host
         self._actor = actor
         self._group = group
-        self._drain_s = drain_s
         self._stopped = False
         self._ready: Future[tuple[int, str]] = actor.start.remote().future()
-        self._life: Future[None] = actor.live.remote().future()
 
     @property
     def ended(self) -> bool:
-        return self._stopped or self._life.done() or (self._ready.done() and self._ready.exception() is not None)
+        # The kernel is asked, not Ray: it knows first, and Ray's own news would be one more call open for the actor's life.
+        return self._stopped or (self._ready.done() and (self._ready.exception() is not None or not _lives(self._ready.result()[0])))
 
     @property
     def pid(self) -> int | None:
@@ -172,17 +166,17 @@ class RayWorker:
         return self._ready.done() and self._ready.exception() is None
 
     def why(self) -> str:
-        for future in (self._ready, self._life):
-            if future.done() and future.exception() is not None:
-                return str(future.exception())
-        return "stopped"
+        if self._ready.done() and self._ready.exception() is not None:
+            return str(self._ready.exception())
+        return "stopped" if self._stopped else f"process {self.pid} is gone"
 
     async def stop(self, timeout_s: float) -> None:
         """Ask the actor to drain, for `timeout_s`; then end its process and give its place back."""
         if self._stopped:
             return
+        had_ended = self.ended
         self._stopped = True
-        if timeout_s > 0 and self._came_up and not self._life.done():
+        if timeout_s > 0 and self._came_up and not had_ended:
             try:
                 asking = await self._host.call(lambda: self._actor.stop.remote().future())
                 await asyncio.wait_for(asyncio.wrap_future(asking), timeout_s)
@@ -197,12 +191,21 @@ class RayWorker:
 
     async def _gone(self) -> None:
         """Wait until the process is gone; Ray ends it a moment after being told."""
-        process = Path(f"/proc/{self.pid}")
-        if self.pid is None or not sys.platform.startswith("linux"):
+        if not self._came_up:
             return
         try:
             async with asyncio.timeout(_KILL_WAIT_S):
-                while process.exists():  # noqa: ASYNC110, ASYNC240 -- the kernel has no event for the end of another's child
+                while _lives(self._ready.result()[0]):  # noqa: ASYNC110 -- the kernel has no event for the end of another's child
                     await asyncio.sleep(0.02)
         except TimeoutError:
             log.warning("a worker's process does not end", extra={"facts": {"pid": self.pid}})
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's by now, which cannot be: the number was given out anew
+    return True
