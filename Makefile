@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 REDIS := $(shell command -v redis-server 2>/dev/null || command -v valkey-server 2>/dev/null)
 OWN_REDIS := .penstock/bin/redis-server
-PACKAGES := core dataplane kvindex router worker cli
+PACKAGES := core dataplane kvindex router worker simulator cli
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 APT_LINE := sudo apt-get install -y git make python3 python3-venv
@@ -65,7 +65,7 @@ $(BIN)/python:
 $(LOCKED): requirements.lock | $(BIN)/python
 	@echo "Installing dependencies (about 250 MB the first time)"
 	@$(if $(UV),$(UV) pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check) \
-	  --only-binary :all: --require-hashes -r requirements.lock
+	  $(if $(UV),,--no-compile) --only-binary :all: --require-hashes -r requirements.lock
 	@touch $@
 
 # The lock has hatchling and editables too, so this step needs no index and builds in the environment itself.

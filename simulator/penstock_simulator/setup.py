@@ -1,0 +1,98 @@
+"""What a replay is given, beside the workload, and what it leaves behind.
+
+`penstock simulate`, the benchmarks and the autoscaler make a Setup; `cluster` turns it into a Replay, `report` and `plots`
+read that. Values only.
+"""
+
+import math
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from penstock_core.endpoint import Role
+from penstock_core.errors import Outcome
+from penstock_core.profile import DEFAULT_PROFILE, EngineProfile
+from penstock_core.slo import DEFAULT_SLO, Slo
+
+from penstock_simulator.workload import Workload
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One simulated worker and its life. Times are seconds of the replay; None: never."""
+
+    id: str
+    role: Role = Role.BOTH
+    profile: EngineProfile = DEFAULT_PROFILE
+    """How it really computes."""
+    declared: EngineProfile | None = None
+    """What it tells the router; None: the truth."""
+    asked_s: float = 0.0
+    """From then on it costs accelerator seconds."""
+    ready_s: float = 0.0
+    drains_s: float | None = None
+    """No new placements from then on; it leaves when it is empty."""
+    dies_s: float | None = None
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about a replay that is not the workload."""
+
+    workers: tuple[WorkerSpec, ...]
+    policy: str = "target-misses"
+    slo: Slo = DEFAULT_SLO
+    seed: int = 0
+    longest_first: bool = True
+    together: bool = True
+    """Arrivals of one instant are placed in one turn; False: each in a turn of its own."""
+    report_period_s: float = 1.0
+    report_lag_s: float = 0.0
+    """Age of a load report when the router hears it."""
+
+    def __post_init__(self) -> None:
+        if not self.workers:
+            raise ValueError("workers is empty; allowed: 1 or more")
+        if not 0.0 < self.report_period_s < math.inf or not 0.0 <= self.report_lag_s < math.inf:
+            raise ValueError(
+                f"report_period_s is {self.report_period_s!r}, report_lag_s {self.report_lag_s!r}; allowed: above 0, and 0 or more"
+            )
+
+
+def same_workers(count: int = 0, *, prefill: int = 0, decode: int = 0, profile: EngineProfile = DEFAULT_PROFILE) -> tuple[WorkerSpec, ...]:
+    """`count` workers that do both, and dedicated ones, all with the same profile."""
+    kinds = ((Role.BOTH, "worker", count), (Role.PREFILL, "prefill", prefill), (Role.DECODE, "decode", decode))
+    return tuple(WorkerSpec(id=f"{name}-{i}", role=role, profile=profile) for role, name, many in kinds for i in range(many))
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """The fleet at one moment; arrays of shape (W,)."""
+
+    now_s: float
+    running: NDArray[np.int64]
+    waiting: NDArray[np.int64]
+    used_blocks: NDArray[np.int64]
+    hit_tokens: NDArray[np.int64]
+    """Since the start."""
+    prompt_tokens: NDArray[np.int64]
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened; per request arrays have shape (R,)."""
+
+    workload: Workload
+    setup: Setup
+    arrival_s: NDArray[np.float64]
+    first_s: NDArray[np.float64]
+    """NaN where no token came."""
+    last_s: NDArray[np.float64]
+    outcomes: list[Outcome]
+    worker: NDArray[np.int64]
+    """Where it decoded, −1: nowhere."""
+    gaps: NDArray[np.int64]
+    """Inter-token gaps by logarithmic bin, see `fleet`."""
+    counters: NDArray[np.int64]
+    """The engines' counters, (W, WORKER_ROW)."""
+    busy_s: NDArray[np.float64]
+    worker_s: NDArray[np.float64]
+    """Seconds that each worker was paid for."""
+    span_s: float
+    samples: list[Sample]
