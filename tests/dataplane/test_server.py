@@ -1,14 +1,10 @@
-"""The server as its clients see it: keep-alive, pipelining, bodies, HEAD, HTTP/1.0, interim answers, and the mounted app."""
+"""The server as its clients see it: keep-alive, pipelining, bodies, HEAD, HTTP/1.0, interim answers."""
 
 import asyncio
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from penstock_dataplane.server import Exchange, ServerLimits
@@ -266,102 +262,6 @@ def test_a_failing_handler_is_answered_500_or_cut(play: Play, caplog: pytest.Log
     assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 3
 
 
-def test_httpx_and_curl_read_what_we_send(play: Play) -> None:
-    """Two clients that are not ours: unary, streamed, large bodies both ways, h2c upgrade wishes, Expect."""
-
-    async def scenario(world: Any) -> None:
-        async def handle(exchange: Exchange) -> None:
-            await (stream_three if exchange.request.path == "/v1/stream" else echo)(exchange)
-
-        origin = await world.serve(handle)
-        large = b"z" * 3_000_000
-        async with httpx.AsyncClient(base_url=str(origin), timeout=60) as client:
-            assert (await client.post("/v1/x?q=1", content=b"abc")).content == b"POST /v1/x q=1|abc"
-            assert (await client.get("/v1/stream")).text == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
-            assert (await client.post("/v1/x", content=large)).content == b"POST /v1/x |" + large
-
-            async def pieces() -> Any:
-                for _ in range(10):
-                    yield b"p" * 1000
-
-            assert (await client.post("/v1/x", content=pieces())).content == b"POST /v1/x |" + b"p" * 10_000
-        url = f"{origin}/v1/x"
-
-        async def curl(*args: str, data: bytes = b"") -> bytes:
-            command = ["curl", "-sS", "--max-time", "50", *args]
-            process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            return (await process.communicate(data))[0]
-
-        assert await curl(f"{origin}/v1/stream") == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
-        assert await curl("--http2", "-d", "abc", url) == b"POST /v1/x |abc"
-        assert await curl("-H", "Expect: 100-continue", "--data-binary", "@-", url, data=large) == b"POST /v1/x |" + large
-        assert await curl("-T", "-", url, data=b"put") == b"PUT /v1/x |put"
-        assert await curl("--http1.0", "-d", "abc", url) == b"POST /v1/x |abc"
-        assert b"HTTP/1.1 200 OK" in await curl("-I", url)
-
-    play(scenario)
-
-
-def test_paths_outside_the_prefixes_go_to_the_app(play: Play) -> None:
-    """FastAPI on the same port: JSON, 404, streaming with a client that leaves, path and query unharmed."""
-    stopped = asyncio.Event()
-
-    async def scenario(world: Any) -> None:
-        app = FastAPI()
-
-        @app.get("/items/{name}")
-        async def item(name: str, q: str = "") -> dict[str, str]:
-            return {"name": name, "q": q}
-
-        @app.post("/echo")
-        async def echo_body(body: dict[str, int]) -> dict[str, int]:
-            return body
-
-        @app.get("/endless")
-        async def endless() -> StreamingResponse:
-            async def pieces() -> Any:
-                try:
-                    while True:
-                        yield b"x" * 1000
-                finally:
-                    stopped.set()
-
-            return StreamingResponse(pieces())
-
-        origin = await world.serve(echo, app=app)
-        (server,) = world.servers
-        async with httpx.AsyncClient(base_url=str(origin), timeout=60) as client:
-            assert (await client.get("/items/a%20b?q=%C3%A9")).json() == {"name": "a b", "q": "é"}
-            assert (await client.post("/echo", json={"a": 1})).json() == {"a": 1}
-            assert (await client.get("/none")).status_code == 404
-            assert (await client.head("/items/a")).status_code == 405
-            assert (await client.post("/v1/x", content=b"a")).content == b"POST /v1/x |a"
-        peer = await world.peer(origin)
-        peer.send(b"GET /endless HTTP/1.1\r\nHost: h\r\n\r\n")
-        await peer.reader.readexactly(5000)
-        peer.reset()
-        await world.until(stopped.is_set, "the app hears of the departure")
-        await world.until(lambda: server.exchanges == 0, "the app's run ends")
-
-    play(scenario)
-
-
-def test_without_an_app_other_paths_are_404(play: Play) -> None:
-    """And `render_error` decides how the server's own errors look."""
-
-    async def scenario(world: Any) -> None:
-        origin = await world.serve(
-            echo, render_error=lambda status, message: ([(b"content-type", b"application/json")], b'{"code":%d}' % status)
-        )
-        peer = await world.peer(origin)
-        peer.send(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
-        status, head, body = await peer.response()
-        assert (status, body) == (404, b'{"code":404}')
-        assert b"content-type: application/json" in head
-
-    play(scenario)
-
-
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.booleans()), min_size=1, max_size=5), st.lists(st.integers(1, 60), max_size=8)
@@ -384,19 +284,5 @@ def test_requests_in_any_cutting_get_the_same_answers(play: Play, bodies: list[t
         peer.send(stream)
         for body, _ in bodies:
             assert (await peer.response())[2] == b"POST /v1/x |" + body
-
-    play(scenario)
-
-
-def test_a_process_may_listen_on_a_unix_socket(play: Play, tmp_path: Any) -> None:
-    """The same server behind a path instead of a port."""
-
-    async def scenario(world: Any) -> None:
-        await world.serve(echo)
-        (server,) = world.servers
-        await server.start_unix(str(tmp_path / "s"))
-        transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "s"))
-        async with httpx.AsyncClient(transport=transport, base_url="http://h") as client:
-            assert (await client.post("/v1/x", content=b"a")).content == b"POST /v1/x |a"
 
     play(scenario)
