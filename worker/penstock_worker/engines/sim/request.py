@@ -32,7 +32,6 @@ class KvParams(msgspec.Struct, frozen=True):
     remote_request_id: str | None = None
     remote_host: str | None = None
     remote_port: int | None = None
-    remote_num_tokens: int | None = None
 
 
 class RemoteKv(msgspec.Struct, frozen=True):
