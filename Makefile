@@ -53,7 +53,7 @@ lock: pyproject.toml  ## Resolve dependencies again and rewrite requirements.loc
 
 clean:  ## Remove .venv, caches and the data of `make up`
 	rm -rf $(VENV) .penstock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
-	find $(PACKAGES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(wildcard $(PACKAGES) tests benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \

@@ -38,5 +38,5 @@ for question in ({json.dumps(_QUESTION)}, "And what closes it?"):
             answer += event.choices[0].delta.content
             print(event.choices[0].delta.content, end="", flush=True)
         if event.usage:
-            print("\\n", event.usage.prompt_tokens_details)
+            print("\\n  cached tokens:", event.usage.prompt_tokens_details.cached_tokens)
     messages.append({{"role": "assistant", "content": answer}})"""
