@@ -77,10 +77,13 @@ def status(data: Data = None, url: Url = None, as_json: Json = False) -> None:
     """Show the endpoints: role, load, KV use, lease."""
     from penstock_cli.data_folder import chosen
     from penstock_cli.router_admin import ask
-    from penstock_cli.status import endpoints_table, models_line
+    from penstock_cli.status import add_leases, endpoints_table, models_line
 
-    found = ask(chosen(data), url, "/admin/endpoints")
-    _show(found, as_json, endpoints_table(found["models"]), models_line(found["models"]))
+    folder = chosen(data)
+    found = ask(folder, url, "/admin/endpoints")
+    models, running = found["models"], folder.running()
+    missed = add_leases(models, running.redis_url) if running is not None and url is None else ""
+    _show(found, as_json, endpoints_table(models), models_line(models), *filter(None, [missed]))
 
 
 @app.command()

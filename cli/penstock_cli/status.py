@@ -1,8 +1,10 @@
 """`penstock status`: the router's endpoints as a table: role, load, KV use, lease.
 
-It shows what the router believes, not what the workers say of themselves.
+Roles and loads are what the router believes. Leases are read from the registry, where this machine knows its Redis.
 """
 
+import asyncio
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,31 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 _NONE = "–"
+_REDIS_S = 3.0
+
+
+def add_leases(models: Sequence[dict[str, Any]], redis_url: str) -> str:
+    """Put `lease_s` (seconds left, below 0: run out) into each endpoint; gives a word where Redis could not be asked."""
+    from penstock_core.errors import IndexUnavailable
+
+    try:
+        asyncio.run(_add_leases(models, os.environ.get("PENSTOCK_REDIS_URL") or redis_url))
+    except (IndexUnavailable, ValueError) as error:
+        return f"Leases are not shown: {error}"
+    return ""
+
+
+async def _add_leases(models: Sequence[dict[str, Any]], redis_url: str) -> None:
+    from penstock_kvindex.redis import RedisIndex
+
+    for model in models:
+        index = RedisIndex(redis_url, model["model"], timeout_s=_REDIS_S)
+        try:
+            left_s = {row.record.id: row.lease_s for row in (await index.registry()).rows}
+        finally:
+            await index.aclose()
+        for endpoint in model["endpoints"]:
+            endpoint["lease_s"] = left_s.get(endpoint["id"])
 
 
 def endpoints_table(models: Sequence[dict[str, Any]]) -> Table:

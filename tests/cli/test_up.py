@@ -114,6 +114,7 @@ def test_a_question_goes_through_prefill_and_decode_and_ctrl_c_leaves_nothing(tm
 
         status = json.loads(cli("status", "--data", str(up.data.path), "--json").stdout)
         assert sorted(endpoint["id"] for endpoint in status["models"][0]["endpoints"]) == ["decode-0", "decode-1", "prefill-0"]
+        assert all(0 < endpoint["lease_s"] <= 5 for endpoint in status["models"][0]["endpoints"])
         shown = cli("status", "--data", str(up.data.path)).stdout
         assert "prefill-0" in shown
         assert "decode-1" in shown
