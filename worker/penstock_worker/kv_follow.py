@@ -144,7 +144,10 @@ class KvFollower:
         extended = None
         room = self.translator.room_tokens(name)
         try:
-            extended = await self._loop.run_in_executor(self._thread, self._extended, call, adapter, pieces, streamed, room)
+            if len(call.body) > self._inline_bytes:
+                extended = await self._loop.run_in_executor(self._thread, self._extended, call, adapter, pieces, streamed, room)
+            else:  # the client may come back with its next turn within a millisecond
+                extended = self._extended(call, adapter, pieces, streamed, room)
         except Exception:  # a task's top: nobody awaits it
             log.exception("an answer's text cannot be followed")
         finally:
