@@ -6,6 +6,7 @@ and turns SIGTERM, SIGINT or POST /admin/drain into a drain. A second signal cut
 
 import asyncio
 import contextlib
+import gc
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from penstock_router.logs import configure, logger_of
 
 log = logger_of("process")
 
+GC_ALLOCATIONS = 20_000
+"""Net new objects between two looks of the garbage collector at the youngest ones."""
 SPARE_FILES = 256
 """Descriptors for everything that is neither a client nor an upstream connection."""
 
@@ -34,6 +37,16 @@ def raise_open_files(wanted: int) -> int:
     return soft
 
 
+def settle_memory() -> None:
+    """Take what start-up made out of the garbage collector's sight and let it look less often.
+
+    Some hundred thousand objects of imports never become garbage, and a request leaves no cycles unless it fails.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
+
+
 def run_router(config: RouterConfig, secrets: Secrets, *, started: Callable[[str, int], None] | None = None) -> int:
     """Run a router until it has drained. `started(host, port)` is called once it listens. Gives the process' exit status:
     0 after a clean end, 1 when streams had to be cut. Raises ConfigError, KeyFileError or OSError when it cannot start."""
@@ -46,6 +59,7 @@ async def _serve(config: RouterConfig, secrets: Secrets, started: Callable[[str,
     router = Router(config, secrets)
     try:
         host, port = await router.start()
+        settle_memory()
         if started is not None:
             started(host, port)
         with _signals(router.drain_asked):

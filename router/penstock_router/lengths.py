@@ -17,7 +17,9 @@ _PRIOR_WEIGHT = 16.0
 _MOST_WEIGHT = 4_096.0
 """Counts are halved beyond this many completions."""
 _LEARN_EVERY = 16
-"""Completions between two rebuilds of the tables (about 60 µs each)."""
+"""Fewest completions between two rebuilds of the tables (some 200 µs each)."""
+_LEARN_SHARE = 1 / 16
+"""A rebuild also waits until this share of what is known is new: less would not move the tables."""
 
 
 class OutputLengths:
@@ -42,7 +44,7 @@ class OutputLengths:
         if output_tokens < 1:
             return
         self._unlearned.append(min(output_tokens, LONGEST_TOKENS))
-        if len(self._unlearned) >= _LEARN_EVERY:
+        if len(self._unlearned) >= max(_LEARN_EVERY, self._weight * _LEARN_SHARE):
             self.learn()
 
     def learn(self) -> None:
