@@ -48,7 +48,7 @@ docs: $(INSTALLED)  ## Rewrite the generated part of docs/ (metrics table)
 lock: pyproject.toml  ## Resolve dependencies again and rewrite requirements.lock (needs a package index)
 	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && \
 	if [ -n "$(UV)" ]; then uv="$(UV)"; else $(PYTHON) -m venv "$$tool/venv" && "$$tool/venv/bin/pip" install -q uv && uv="$$tool/venv/bin/uv"; fi && \
-	"$$uv" pip compile pyproject.toml --extra ray --extra fast --group dev --universal --python-version 3.11 --generate-hashes \
+	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra plots --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock' -q -o requirements.lock
 
 clean:  ## Remove .venv, caches and the data of `make up`
