@@ -83,6 +83,34 @@ def test_a_dropped_slot_is_gone_at_once_and_its_chunks_after_a_sweep(kernels: Mo
     assert as_dict(mirror.longest_prefix(keys_of(1, 2))) == {1: 2, 0: 1}
 
 
+def test_a_slot_dropped_while_a_sweep_is_under_way_waits_for_the_next_one(kernels: ModuleType) -> None:
+    """Nobody who comes afterwards is credited with what the sweep had already passed."""
+    mirror = Mirror(kernels=kernels)
+    for slot in (0, 1):
+        mirror.apply(slot, added(*range(1, 101)))
+    mirror.drop(0)
+    assert not mirror.sweep(50)
+    mirror.drop(1)
+    assert not mirror.sweep(50)
+    for slot in (2, 3):
+        mirror.apply(slot, added(500))
+    assert as_dict(mirror.longest_prefix(keys_of(1))) == {}
+    while not mirror.sweep(50):
+        pass
+    assert mirror.chunks == 1
+
+
+def test_a_removed_chunk_is_not_found_where_it_lay(kernels: ModuleType) -> None:
+    """The guess that the next chunk lies behind this one does not see what was there before."""
+    mirror = Mirror(kernels=kernels)
+    mirror.apply(0, added(1 << 40, 2 << 40))
+    mirror.apply(0, KvBatch(1, 2, removed=keys_of(2 << 40)))
+    assert as_dict(mirror.longest_prefix(keys_of(1 << 40, 2 << 40))) == {0: 1}
+    mirror.apply(0, added(1 << 40, 2 << 40))
+    assert as_dict(mirror.longest_prefix(keys_of(2 << 40))) == {0: 1}
+    assert mirror.chunks == 2
+
+
 def test_a_booking_counts_until_it_lapses_and_an_event_makes_it_certain(kernels: ModuleType) -> None:
     """Booked chunks are found at once; they lapse unless the worker's own event has come, and a removal ends both."""
     mirror = Mirror(kernels=kernels)
