@@ -48,7 +48,7 @@ def show(title: str, rows: Sequence[Row]) -> None:
         goal = "–" if row.goal is None else f"≤ {row.goal:g} {row.unit}"
         spread = f"{min(row.samples):.4g}–{max(row.samples):.4g}"
         table.add_row(row.name, f"{row.median:.4g} {row.unit}", spread, str(len(row.samples)), goal, verdict, row.note)
-    table.caption = f"An empty Python loop takes {loop_ns():.0f} ns a pass on this machine now (17 when it is idle, on an EPYC 7003): shared machines vary."
+    table.caption = f"An empty Python loop takes {loop_ns():.0f} ns a pass on this machine at the moment (an idle EPYC 7003: 17)."
     table.caption_justify = "left"
     Console(width=150).print(table)
 
