@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from penstock_core.errors import PenstockError
 
+from penstock_cli.simulate import simulate
+
 app = typer.Typer(
     help="Serve large language models with separate prefill and decode pools.",
     no_args_is_help=True,
@@ -189,6 +191,9 @@ def worker(
     settings: dict[str, Any] = {"id": worker_id, "role": role, "model": model, "profile": profile, "speed": speed}
     settings |= {"host": host, "port": port, "log_level": log_level}
     run_from_settings(config, settings, set_ or [])
+
+
+app.command()(simulate)
 
 
 def _show(found: dict[str, Any], as_json: bool, *tables: Any) -> None:

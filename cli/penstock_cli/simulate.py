@@ -1,0 +1,132 @@
+"""`penstock simulate`: replay a trace, or made-up traffic, against a simulated fleet behind the production scheduler.
+
+`main` adds the command. Virtual time: an hour of traffic takes seconds; the first replay on a machine compiles for a while.
+"""
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from penstock_simulator.setup import Replay, Setup, WorkerSpec
+    from penstock_simulator.workload import Workload
+
+_FILE_WIDTH = 180
+
+
+class Arrivals(StrEnum):
+    """When the requests of one stored instant arrive."""
+
+    STORED = "stored"
+    SPREAD = "spread"
+
+
+class PlotForm(StrEnum):
+    """File format of plots."""
+
+    PNG = "png"
+    SVG = "svg"
+
+
+def simulate(
+    trace: Annotated[Path | None, typer.Option(help="Mooncake-style .jsonl or Azure .csv, .zst or not.")] = None,
+    generate: Annotated[str, typer.Option(help="Made-up traffic: KIND[:name=value,...], e.g. bursts:rate=20,cv=4.")] = "",
+    workers: Annotated[int, typer.Option(min=0, max=1024, help="Workers that prefill and decode.")] = 0,
+    prefill: Annotated[int, typer.Option(min=0, max=1024, help="Prefill workers.")] = 0,
+    decode: Annotated[int, typer.Option(min=0, max=1024, help="Decode workers.")] = 0,
+    policy: Annotated[str, typer.Option(help="Placement policy.")] = "target-misses",
+    compare: Annotated[str, typer.Option(help="Several policies, with commas, on the same traffic.")] = "",
+    slo_ttft_ms: Annotated[float, typer.Option(help="TTFT target.")] = 2_000.0,
+    slo_itl_ms: Annotated[float, typer.Option(help="ITL target.")] = 50.0,
+    speedup: Annotated[float, typer.Option(help="Compress the trace's time so many times.")] = 1.0,
+    arrivals: Annotated[
+        Arrivals, typer.Option(help="stored: as in the file; spread: evenly within an instant's quantum.")
+    ] = Arrivals.STORED,
+    requests: Annotated[int, typer.Option(min=0, help="Only the first so many; 0: all.")] = 0,
+    profile: Annotated[str, typer.Option(help="Timing of the workers.")] = "polynomial-reference",
+    transfer_gb_per_s: Annotated[float, typer.Option(help="Link of each prefill worker; inf: free; 0: the profile's.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides ties.")] = 0,
+    one_by_one: Annotated[bool, typer.Option("--one-by-one", help="Place requests of one instant in order of arrival.")] = False,
+    plots: Annotated[Path | None, typer.Option(help="Folder for pictures (needs the extra `plots`).")] = None,
+    plot_format: Annotated[PlotForm, typer.Option(help="Format of the pictures.")] = PlotForm.PNG,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Replay traffic against a simulated fleet in virtual time."""
+    import msgspec
+    from penstock_core.slo import Slo
+    from penstock_simulator.report import summarise
+    from penstock_simulator.setup import Setup
+
+    workload = _workload(trace, generate, speedup, arrivals, requests)
+    fleet = _fleet(workers, prefill, decode, profile, transfer_gb_per_s)
+    slo = Slo(slo_ttft_ms / 1e3, slo_itl_ms / 1e3)
+    names = [name.strip() for name in (compare or policy).split(",") if name.strip()]
+    setups = [
+        Setup(workers=fleet, policy=name, slo=slo, seed=seed, longest_first=not one_by_one, together=not one_by_one) for name in names
+    ]
+    replays = _replay_all(workload, setups)
+    summaries = [summarise(one) for one in replays]
+    if plots is not None:
+        from penstock_simulator.plots import draw
+
+        for path in draw(replays, plots, plot_format.value):
+            sys.stderr.write(f"wrote {path}\n")
+    if as_json:
+        encoded = msgspec.json.encode({"replays": summaries})
+        sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")
+        return
+    from penstock_simulator.report import table
+    from rich.console import Console
+
+    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table(summaries))
+
+
+def _workload(trace: Path | None, generated: str, speedup: float, arrivals: Arrivals, requests: int) -> "Workload":
+    from penstock_simulator.generate import generate, parse_traffic
+    from penstock_simulator.traces import read_trace
+
+    if (trace is None) == (not generated):
+        raise ValueError("give either --trace FILE or --generate KIND, and not both")
+    if trace is not None and not trace.is_file():
+        raise ValueError(f"trace is {str(trace)!r}; allowed: a file that exists")
+    workload = read_trace(trace) if trace is not None else generate(parse_traffic(generated))
+    workload = workload.first(requests) if requests else workload
+    if not workload.requests:
+        raise ValueError(f"{workload.name} has no requests; allowed: 1 or more")
+    return (workload.spread() if arrivals is Arrivals.SPREAD else workload).at_speed(speedup)
+
+
+def _fleet(workers: int, prefill: int, decode: int, profile: str, transfer_gb_per_s: float) -> tuple["WorkerSpec", ...]:
+    import msgspec
+    from penstock_core.profile import profile_named
+    from penstock_simulator.setup import same_workers
+
+    if prefill and not decode:
+        raise ValueError("prefill workers need at least one decode worker; allowed: --decode 1 or more")
+    if not workers + prefill + decode:
+        workers = 8
+    chosen = profile_named(profile)
+    if transfer_gb_per_s < 0.0 or transfer_gb_per_s != transfer_gb_per_s:
+        raise ValueError(f"transfer-gb-per-s is {transfer_gb_per_s}; allowed: 0 or more, or inf")
+    if transfer_gb_per_s:
+        chosen = msgspec.structs.replace(chosen, transfer_bytes_per_s=transfer_gb_per_s * 1e9)
+    return same_workers(workers, prefill=prefill, decode=decode, profile=chosen)
+
+
+def _replay_all(workload: "Workload", setups: list["Setup"]) -> list["Replay"]:
+    """All replays, with their progress on standard error where that is a terminal."""
+    from penstock_simulator.cluster import replay
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+
+        def watched(setup: "Setup") -> Callable[[int, int], None]:
+            task, step = progress.add_task(setup.policy, total=workload.requests), max(1, workload.requests // 100)
+            return lambda ended, _all: None if ended % step else progress.update(task, completed=ended)
+
+        return [replay(workload, setup, watched(setup)) for setup in setups]

@@ -1,0 +1,100 @@
+"""Pictures of replays: TTFT and ITL distributions, goodput over load, and load and hits per worker over time.
+
+Needs matplotlib, which comes with the extra `plots`. The file's ending decides between PNG and SVG.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from penstock_core.errors import PenstockError
+
+from penstock_simulator import fleet as fl
+from penstock_simulator.report import Summary, request_ttft_s, summarise
+from penstock_simulator.setup import Replay
+
+FORMATS = ("png", "svg")
+
+
+class PlotsMissing(PenstockError):
+    """matplotlib is not installed; install the extra."""
+
+
+def draw(replays: list[Replay], folder: Path, form: str = "png") -> list[Path]:
+    """Write `latencies`, `goodput` and one `workers-POLICY` picture a replay into `folder`; gives their paths.
+
+    Raises PlotsMissing without matplotlib, ValueError for another format than png and svg.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"plot format is {form!r}; allowed: {', '.join(FORMATS)}")
+    plt = _pyplot()
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [("latencies", _latencies(plt, replays))]
+    pictures.append(("goodput", _goodput(plt, [summarise(one) for one in replays])))
+    pictures += [(f"workers-{_word(one, at)}", _workers(plt, one)) for at, one in enumerate(replays)]
+    paths = []
+    for name, figure in pictures:
+        paths.append(folder / f"{name}.{form}")
+        figure.savefig(paths[-1], format=form, bbox_inches="tight")
+        plt.close(figure)
+    return paths
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise PlotsMissing("plots need matplotlib; install the extra `plots`: pip install 'penstock[plots]'") from None
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _word(replay: Replay, at: int) -> str:
+    policy = replay.setup.policy.replace(":", "-")
+    return f"{policy}-{at}"
+
+
+def _latencies(plt: Any, replays: list[Replay]) -> Any:
+    figure, (ttft_axes, itl_axes) = plt.subplots(1, 2, figsize=(11, 4))
+    for replay in replays:
+        ttft = np.sort(request_ttft_s(replay)[~np.isnan(request_ttft_s(replay))])
+        ttft_axes.plot(ttft * 1e3, np.arange(1, len(ttft) + 1) / max(1, len(ttft)), label=replay.setup.policy)
+        edges = fl.GAP_LEAST_S * np.exp((np.arange(fl.GAP_BINS) + 0.5) / fl.GAP_BINS_PER_E) * 1e3
+        seen = np.flatnonzero(replay.gaps)
+        if len(seen):
+            shown = slice(seen[0], seen[-1] + 1)
+            itl_axes.plot(edges[shown], np.cumsum(replay.gaps)[shown] / replay.gaps.sum(), label=replay.setup.policy)
+    slo = replays[0].setup.slo
+    for axes, name, target in ((ttft_axes, "TTFT", slo.ttft_s), (itl_axes, "ITL", slo.itl_s)):
+        axes.axvline(target * 1e3, color="grey", linestyle=":", label="target")
+        axes.set(xscale="log", xlabel=f"{name} in ms", ylabel="share at or below", ylim=(0, 1))
+        axes.legend()
+    return figure
+
+
+def _goodput(plt: Any, summaries: list[Summary]) -> Any:
+    """Goodput over the load offered; one line a policy."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for policy in dict.fromkeys(one.policy for one in summaries):
+        points = sorted((one.requests / max(1e-9, one.span_s), one.goodput_ratio * 100) for one in summaries if one.policy == policy)
+        axes.plot([load for load, _ in points], [good for _, good in points], marker="o", label=policy)
+    axes.set(xlabel="requests a second", ylabel="goodput in %")
+    axes.legend()
+    return figure
+
+
+def _workers(plt: Any, replay: Replay) -> Any:
+    """Requests at each worker and its hits, over time."""
+    figure, (load_axes, hit_axes) = plt.subplots(2, 1, figsize=(11, 6), sharex=True)
+    times = [sample.now_s for sample in replay.samples]
+    for w, spec in enumerate(replay.setup.workers):
+        load_axes.plot(times, [sample.running[w] + sample.waiting[w] for sample in replay.samples], linewidth=0.8, label=spec.id)
+        hits = np.array([sample.hit_tokens[w] for sample in replay.samples], float)
+        prompts = np.array([sample.prompt_tokens[w] for sample in replay.samples], float)
+        hit_axes.plot(times, 100 * hits / np.maximum(1.0, prompts), linewidth=0.8)
+    load_axes.set(ylabel="requests there", title=replay.setup.policy)
+    load_axes.legend(ncols=4, fontsize="small")
+    hit_axes.set(xlabel="seconds", ylabel="hit tokens so far in %")
+    return figure

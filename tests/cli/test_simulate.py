@@ -1,0 +1,93 @@
+"""`penstock simulate` from the outside: JSON, table, pictures, and what it says of bad input."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from penstock_cli.main import app, main
+from typer.testing import CliRunner
+
+MADE_UP = ["simulate", "--generate", "shared-prefix:requests=120,rate=20,prompt_tokens=800,output_tokens=40", "--workers", "2"]
+
+
+def simulated(*arguments: str) -> str:
+    done = CliRunner().invoke(app, [*MADE_UP, *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_json_has_every_figure_of_every_compared_policy() -> None:
+    """One replay a policy, in the order asked for."""
+    found = msgspec.json.decode(simulated("--compare", "round-robin,target-misses,block-cost:8", "--json"))["replays"]
+    assert [one["policy"] for one in found] == ["round-robin", "target-misses", "block-cost:8"]
+    assert all(one["outcomes"] == {"ok": 120} and 0.0 <= one["goodput_ratio"] <= 1.0 for one in found)
+    assert {"ttft_s", "itl_s", "tpot_s", "hit_ratio", "worker_s", "seed", "slo"} <= found[0].keys()
+
+
+def test_the_table_names_policy_and_fleet() -> None:
+    """Divided fleets are written as 1P2D."""
+    shown = simulated("--workers", "0", "--prefill", "1", "--decode", "2", "--policy", "least-request")
+    assert "least-request" in shown
+    assert "1P2D" in shown
+
+
+def test_a_trace_file_is_replayed_faster_and_spread(tmp_path: Path) -> None:
+    """Twice the speed, half the span."""
+    rows = [{"timestamp": 3_000 * (i // 4), "input_length": 600, "output_length": 20, "hash_ids": [0, i]} for i in range(40)]
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join(msgspec.json.encode(row) for row in rows))
+    spans = []
+    for speed in ("1", "2"):
+        options = ["simulate", "--trace", str(tmp_path / "t.jsonl"), "--speedup", speed, "--arrivals", "spread", "--json"]
+        done = CliRunner().invoke(app, options, catch_exceptions=False)
+        spans.append(msgspec.json.decode(done.stdout)["replays"][0]["span_s"])
+    assert spans[0] / spans[1] == pytest.approx(2.0, rel=0.05)
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_pictures_are_written_in_the_format_asked_for(tmp_path: Path, form: str) -> None:
+    """Latencies, goodput, and one of the workers for each replay."""
+    pytest.importorskip("matplotlib")
+    simulated("--compare", "round-robin,target-misses", "--plots", str(tmp_path / "out"), "--plot-format", form, "--json")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"{name}.{form}" for name in ("latencies", "goodput", "workers-round-robin-0", "workers-target-misses-1")}
+    begins = b"\x89PNG" if form == "png" else b"<?xml"
+    assert all((tmp_path / "out" / name).read_bytes().startswith(begins) for name in names)
+
+
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["penstock", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_pictures_without_matplotlib_name_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The extra is what a user installs."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'penstock[plots]'" in said(monkeypatch, capsys, *MADE_UP, "--plots", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["simulate"], "--trace FILE or --generate KIND"),
+        (["simulate", "--trace", "nowhere.jsonl"], "trace is 'nowhere.jsonl'"),
+        ([*MADE_UP, "--policy", "best"], "policy is 'best'; allowed: target-misses"),
+        ([*MADE_UP, "--profile", "fast"], "profile is 'fast'; allowed: "),
+        ([*MADE_UP, "--speedup", "0"], "speedup is 0.0; allowed: "),
+        ([*MADE_UP, "--slo-ttft-ms", "-1"], "ttft_s is -0.001; allowed: "),
+        ([*MADE_UP, "--workers", "0", "--prefill", "2"], "--decode 1 or more"),
+        ([*MADE_UP, "--transfer-gb-per-s", "-3"], "transfer-gb-per-s is -3.0"),
+    ],
+)
+def test_bad_input_names_field_value_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    """One line, no traceback."""
+    error = said(monkeypatch, capsys, *arguments)
+    assert words in error
+    assert "Traceback" not in error
