@@ -45,11 +45,13 @@ bench: dev  ## Measure router, decision, index and P/D beside the figures to rea
 docs: $(INSTALLED)  ## Rewrite the generated part of docs/ (metrics table)
 	$(BIN)/python -m penstock_cli.reference
 
+# One numpy for all Pythons, the newest for 3.11: types and tests are then alike everywhere.
 lock: pyproject.toml  ## Resolve dependencies again and rewrite requirements.lock (needs a package index)
 	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && \
 	if [ -n "$(UV)" ]; then uv="$(UV)"; else $(PYTHON) -m venv "$$tool/venv" && "$$tool/venv/bin/pip" install -q uv && uv="$$tool/venv/bin/uv"; fi && \
+	echo 'numpy<2.5' >"$$tool/constraints" && \
 	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra plots --group dev --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock' -q -o requirements.lock
+	  --constraint "$$tool/constraints" --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock' -q -o requirements.lock
 
 clean:  ## Remove .venv, caches and the data of `make up`
 	rm -rf $(VENV) .penstock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
