@@ -51,6 +51,8 @@ def simulate(
     transfer_gb_per_s: Annotated[float, typer.Option(help="Link of each prefill worker; inf: free; 0: the profile's.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Decides ties.")] = 0,
     one_by_one: Annotated[bool, typer.Option("--one-by-one", help="Place requests of one instant in order of arrival.")] = False,
+    report_lag_ms: Annotated[float, typer.Option(help="Age of a load report when the router hears it.")] = 0.0,
+    index_lag_ms: Annotated[float, typer.Option(help="How long a change of a cache takes to reach the router.")] = 0.0,
     plots: Annotated[Path | None, typer.Option(help="Folder for pictures (needs the extra `plots`).")] = None,
     plot_format: Annotated[PlotForm, typer.Option(help="Format of the pictures.")] = PlotForm.PNG,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -65,9 +67,16 @@ def simulate(
     fleet = _fleet(workers, prefill, decode, profile, transfer_gb_per_s)
     slo = Slo(slo_ttft_ms / 1e3, slo_itl_ms / 1e3)
     names = [name.strip() for name in (compare or policy).split(",") if name.strip()]
-    setups = [
-        Setup(workers=fleet, policy=name, slo=slo, seed=seed, longest_first=not one_by_one, together=not one_by_one) for name in names
-    ]
+    common = Setup(
+        workers=fleet,
+        slo=slo,
+        seed=seed,
+        longest_first=not one_by_one,
+        together=not one_by_one,
+        report_lag_s=report_lag_ms / 1e3,
+        index_lag_s=index_lag_ms / 1e3,
+    )
+    setups = [msgspec.structs.replace(common, policy=name) for name in names]
     replays = _replay_all(workload, setups)
     summaries = [summarise(one) for one in replays]
     if plots is not None:

@@ -46,7 +46,7 @@ class Cluster:
     def __init__(self, workload: Workload, setup: Setup) -> None:
         self._workload, self._setup, self._specs = workload, setup, setup.workers
         divided = any(spec.role is not Role.BOTH for spec in self._specs)
-        self._fleet = fl.build(workload, [spec.profile for spec in self._specs], divided=divided)
+        self._fleet = fl.build(workload, [spec.profile for spec in self._specs], divided=divided, lagging=setup.index_lag_s > 0.0)
         followed = bool((workload.follows >= 0).any())
         self._stops = divided or followed
         for w, spec in enumerate(self._specs):
@@ -107,6 +107,8 @@ class Cluster:
             return
         self._arrival_s[requests] = now
         self._sync()
+        if self._setup.index_lag_s > 0.0:
+            kv_cache.see_changes(self._fleet, now - self._setup.index_lag_s)
         if self._setup.together:
             self._place(requests, now, frozenset())
         else:

@@ -85,6 +85,7 @@ def admit(f: Fleet, w: int, owed_blocks: int) -> int:
 @compiled
 def start_pass(f: Fleet, w: int, now: float) -> None:
     """Form worker w's next pass at `now`: running legs first, then waiting ones, within the token budget."""
+    f.seconds[w, fl.NOW_S] = now
     budget = f.workers[w, fl.BUDGET]
     streams = 0
     context = 0
@@ -189,6 +190,7 @@ def next_alike(f: Fleet, w: int, now: float) -> None:
 def end_pass(f: Fleet, w: int, now: float, logged: int) -> int:
     """Worker w's pass is over: tokens come out, finished legs leave. Gives the number of log entries after it."""
     settle(f, w)
+    f.seconds[w, fl.NOW_S] = now
     kept = 0
     for i in range(f.workers[w, fl.RUNNING]):
         leg = f.running[w, i]

@@ -54,11 +54,13 @@ DECIDES = 13  # 1: the cluster has something to do when a leg ends here
 EVICTIONS, PREEMPTED, PASSES = 14, 15, 16
 HIT_TOKENS, PROMPT_TOKENS = 17, 18  # over all admissions
 OUTPUT_TOKENS = 19
-WORKER_ROW = 20
+FIRST_CHANGE, LAST_CHANGE = 20, 21  # of the ring of changes: oldest not yet seen, and one after the newest
+WORKER_ROW = 22
 
 # Columns of `seconds` (float64), one row a worker.
 PASS_START_S, PASS_END_S, BUSY_S = range(3)
-SECONDS = 3
+NOW_S = 3  # when its cache last changed
+SECONDS = 4
 
 # Columns of `blocks` (int32), one row a physical block; the row after the last is the ring's anchor.
 KEY, REFS, OLDER, NEWER = range(4)
@@ -92,6 +94,11 @@ class Fleet(NamedTuple):
     """Physical blocks of all legs."""
     resident: Small
     """Physical block + 1 that holds block id d at worker w; 0: not cached; −t: not cached, but announced until t ms."""
+    viewed: Small
+    """The same as routers see it; without index lag it is `resident` itself."""
+    changes: Small
+    """(block id, entry of `resident`) on their way to the routers, a ring a worker, (W, CHANGES, 2); no rows without lag."""
+    changes_s: Floats
     gaps: Ints
     """Inter-token gaps by bin, (GAP_BINS,)."""
     log: Ints
@@ -99,11 +106,15 @@ class Fleet(NamedTuple):
     log_s: Floats
 
 
+CHANGES = 1 << 16
+"""Changes on their way per worker; one more makes the oldest seen early."""
 MOST_BYTES = 16 << 30
 
 
-def build(workload: Workload, profiles: list[EngineProfile], *, divided: bool) -> Fleet:
+def build(workload: Workload, profiles: list[EngineProfile], *, divided: bool, lagging: bool = False) -> Fleet:
     """Empty engines for a workload: worker w lives by profiles[w]. `divided` makes room for prefill legs.
+
+    `lagging`: what routers see of the caches comes later than it happens.
 
     Raises ValueError where the table of resident blocks would exceed 16 GiB.
     """
@@ -124,6 +135,8 @@ def build(workload: Workload, profiles: list[EngineProfile], *, divided: bool) -
         legs[requests:, OUTPUT] = 1
         legs[requests:, PREFILLS] = 1
     legs[:, WORKER] = legs[:, NEXT] = -1
+    resident = np.zeros((workload.distinct_blocks, count), np.int32)
+    ring = CHANGES if lagging else 0
     fleet = Fleet(
         legs=legs,
         times=np.full((len(legs), TIMES), np.nan),
@@ -135,7 +148,10 @@ def build(workload: Workload, profiles: list[EngineProfile], *, divided: bool) -
         spare=np.zeros((count, most), np.int32),
         chain=workload.chain,
         table=np.zeros(total * 2 if divided else total, np.int32),
-        resident=np.zeros((workload.distinct_blocks, count), np.int32),
+        resident=resident,
+        viewed=np.zeros_like(resident) if lagging else resident,
+        changes=np.zeros((count, ring, 2), np.int32),
+        changes_s=np.zeros((count, ring)),
         gaps=np.zeros(GAP_BINS, np.int64),
         log=np.zeros((2 * len(legs), 2), np.int64),
         log_s=np.zeros(2 * len(legs)),
@@ -159,4 +175,5 @@ def reset_worker(fleet: Fleet, w: int, profile: EngineProfile) -> None:
     anchor = fleet.blocks.shape[1] - 1
     fleet.blocks[w, anchor] = (-1, 1, anchor, anchor)
     fleet.spare[w, :count] = np.arange(count - 1, -1, -1)
-    fleet.resident[:, w] = 0
+    fleet.workers[w, FIRST_CHANGE] = fleet.workers[w, LAST_CHANGE]
+    fleet.resident[:, w] = fleet.viewed[:, w] = 0

@@ -34,7 +34,7 @@ def believed_hits(f: Fleet, leg: int, now_ms: int, counts: Ints) -> None:
     while going > 0 and depth < most:
         block = f.chain[at + depth]
         for w in range(workers):
-            if counts[w] == most and f.resident[block, w] <= 0 and -f.resident[block, w] <= now_ms:
+            if counts[w] == most and f.viewed[block, w] <= 0 and -f.viewed[block, w] <= now_ms:
                 counts[w] = depth
                 going -= 1
         depth += 1
@@ -46,8 +46,40 @@ def announce(f: Fleet, leg: int, w: int, until_ms: int) -> None:
     at = f.legs[leg, fl.CHAIN]
     for i in range(f.legs[leg, fl.PROMPT] // BLOCK_TOKENS):
         block = f.chain[at + i]
-        if f.resident[block, w] <= 0:
-            f.resident[block, w] = -until_ms
+        if f.viewed[block, w] <= 0:
+            f.viewed[block, w] = -until_ms
+
+
+@compiled_part
+def tell(f: Fleet, w: int, key: int) -> None:
+    """The entry of block `key` at worker w has changed: routers see it later, if there is a lag."""
+    size = f.changes.shape[1]
+    if size == 0:
+        return
+    if f.workers[w, fl.LAST_CHANGE] - f.workers[w, fl.FIRST_CHANGE] == size:
+        see_oldest(f, w)
+    at = f.workers[w, fl.LAST_CHANGE] % size
+    f.changes[w, at, 0], f.changes[w, at, 1] = key, f.resident[key, w]
+    f.changes_s[w, at] = f.seconds[w, fl.NOW_S]
+    f.workers[w, fl.LAST_CHANGE] += 1
+
+
+@compiled_part
+def see_oldest(f: Fleet, w: int) -> None:
+    """The oldest change of worker w on its way arrives."""
+    at = f.workers[w, fl.FIRST_CHANGE] % f.changes.shape[1]
+    f.viewed[f.changes[w, at, 0], w] = f.changes[w, at, 1]
+    f.workers[w, fl.FIRST_CHANGE] += 1
+
+
+@compiled
+def see_changes(f: Fleet, until: float) -> None:
+    """All changes up to `until` arrive at the routers."""
+    for w in range(len(f.workers)):
+        while f.workers[w, fl.FIRST_CHANGE] < f.workers[w, fl.LAST_CHANGE]:
+            if f.changes_s[w, f.workers[w, fl.FIRST_CHANGE] % f.changes.shape[1]] > until:
+                break
+            see_oldest(f, w)
 
 
 @compiled_part
@@ -100,8 +132,10 @@ def take_block(f: Fleet, w: int) -> int:
     anchor = f.blocks.shape[1] - 1
     block = f.blocks[w, anchor, fl.NEWER]
     unlink(f, w, block)
-    f.resident[f.blocks[w, block, fl.KEY], w] = 0
+    key = f.blocks[w, block, fl.KEY]
+    f.resident[key, w] = 0
     f.blocks[w, block, fl.KEY] = -1
+    tell(f, w, key)
     f.workers[w, fl.EVICTIONS] += 1
     return int(block)
 
@@ -130,6 +164,7 @@ def make_visible(f: Fleet, w: int, leg: int, tokens: int) -> None:
         if f.resident[key, w] <= 0:
             f.resident[key, w] = block + 1
             f.blocks[w, block, fl.KEY] = key
+            tell(f, w, key)
     f.legs[leg, fl.KEYED] = max(f.legs[leg, fl.KEYED], tokens // BLOCK_TOKENS)
 
 

@@ -47,14 +47,17 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     report_period_s: float = 1.0
     report_lag_s: float = 0.0
     """Age of a load report when the router hears it."""
+    index_lag_s: float = 0.0
+    """How long a change of a cache takes to be seen by the router."""
 
     def __post_init__(self) -> None:
         if not self.workers:
             raise ValueError("workers is empty; allowed: 1 or more")
-        if not 0.0 < self.report_period_s < math.inf or not 0.0 <= self.report_lag_s < math.inf:
-            raise ValueError(
-                f"report_period_s is {self.report_period_s!r}, report_lag_s {self.report_lag_s!r}; allowed: above 0, and 0 or more"
-            )
+        if not 0.0 < self.report_period_s < math.inf:
+            raise ValueError(f"report_period_s is {self.report_period_s!r}; allowed: more than 0")
+        for name in ("report_lag_s", "index_lag_s"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: 0 or more")
 
 
 def same_workers(count: int = 0, *, prefill: int = 0, decode: int = 0, profile: EngineProfile = DEFAULT_PROFILE) -> tuple[WorkerSpec, ...]:

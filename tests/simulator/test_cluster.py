@@ -8,7 +8,8 @@ import pytest
 from penstock_core.endpoint import Role
 from penstock_core.profile import DEFAULT_PROFILE, EngineProfile
 from penstock_core.slo import Slo
-from penstock_simulator.cluster import replay
+from penstock_router.scheduling import Ask
+from penstock_simulator.cluster import Cluster, replay
 from penstock_simulator.generate import Traffic, generate
 from penstock_simulator.report import summarise
 from penstock_simulator.setup import Setup, WorkerSpec, same_workers
@@ -176,3 +177,41 @@ def test_a_setup_that_cannot_be_simulated_says_why(fields: dict[str, object], sa
     """Field, value, and what is allowed."""
     with pytest.raises(ValueError, match=said):
         replay(own((0.0, 100, 2)), Setup(**fields))  # type: ignore[arg-type]
+
+
+def test_with_index_lag_the_router_learns_of_a_cache_only_later() -> None:
+    """A repeated prompt within the lag, its announcement lapsed, finds nothing; after the lag it does, and 0 is no lag."""
+    shared = list(range(50))
+    rows = [Asked(0.0, 3_200, 2, shared), Asked(10.0, 3_200, 2, shared), Asked(30.0, 3_200, 2, shared)]
+    workload = assemble("again", rows, 50)
+    predicted = {}
+    for lag_s in (0.0, 20.0):
+        cluster = Cluster(workload, Setup(workers=workers(1), index_lag_s=lag_s))
+        asked = spy_hits(cluster)
+        cluster.run()
+        predicted[lag_s] = asked
+    assert predicted == {0.0: [0, 50, 50], 20.0: [0, 0, 50]}
+
+
+def spy_hits(cluster: Cluster) -> list[int]:
+    """Blocks that each ask finds at the first worker."""
+    found: list[int] = []
+    ask = cluster._ask
+
+    def noted(request: int, now: float, excluded: frozenset[str]) -> Ask:
+        made = ask(request, now, excluded)
+        assert made.hits is not None
+        found.append(int(made.hits.chunks.sum()))
+        return made
+
+    cluster._ask = noted  # type: ignore[method-assign]
+    return found
+
+
+def test_stale_reports_and_index_change_no_outcome_but_the_choice() -> None:
+    """Everything is still served with views that are a second old."""
+    workload = generate(TRAFFIC)
+    fresh = replay(workload, Setup(workers=workers(3)))
+    stale = replay(workload, Setup(workers=workers(3), report_lag_s=1.0, index_lag_s=1.0))
+    assert set(stale.outcomes) == {"ok"}
+    assert summarise(stale).hit_ratio <= summarise(fresh).hit_ratio
