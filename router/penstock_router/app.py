@@ -83,7 +83,15 @@ class Router:
         self.server = Server(
             self.director.handle,
             app=admin,
-            limits=ServerLimits(header_bytes=config.header_bytes, body_bytes=config.body_bytes, max_connections=config.connections),
+            limits=ServerLimits(
+                header_bytes=config.header_bytes,
+                body_bytes=config.body_bytes,
+                max_connections=config.connections,
+                header_timeout_s=config.header_timeout_s,
+                body_timeout_s=config.body_timeout_s,
+                idle_timeout_s=config.idle_timeout_s,
+                write_stall_timeout_s=config.write_stall_timeout_s,
+            ),
             render_error=self._render_error,
         )
         server, figures = self.server, self.figures

@@ -106,6 +106,14 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Between saying not ready and closing the listener, for load balancers to notice."""
     body_bytes: int = 16 * 1024 * 1024
     header_bytes: int = 32 * 1024
+    header_timeout_s: float = 10.0
+    """For a client to send a whole head."""
+    body_timeout_s: float = 30.0
+    """For a client to send a whole body: one that sends a byte a second gets 408."""
+    idle_timeout_s: float = 75.0
+    """Between two requests of a connection."""
+    write_stall_timeout_s: float = 60.0
+    """How long a client may leave an answer unread."""
     connections: int = 16_384
     """Client connections."""
     connections_per_endpoint: int = 1024
@@ -148,6 +156,10 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "unready_s": (0, 600, "seconds"),
     "body_bytes": (1024, 1 << 30, "bytes"),
     "header_bytes": (1024, 1 << 20, "bytes"),
+    "header_timeout_s": (0.1, 3_600, "seconds"),
+    "body_timeout_s": (0.1, 3_600, "seconds"),
+    "idle_timeout_s": (0.1, 3_600, "seconds"),
+    "write_stall_timeout_s": (0.1, 3_600, "seconds"),
     "connections": (1, 1_000_000, "connections"),
     "connections_per_endpoint": (1, 100_000, "connections"),
     "connect_timeout_s": (0.05, 60, "seconds"),

@@ -107,11 +107,13 @@ class Deliverer:
             call.outcome = Outcome.CLIENT_GONE
         elif result.error is not None:
             if not exchange.started:
+                _cancel_when_client_leaves(call)
                 raise self._legs.failure(call, endpoint, result.error)
             late = asyncio.get_running_loop().time() >= call.deadline_s
             message = out_of_time(call).message if late else f"the answer broke off: {result.error}"
             await self._break_off(call, Outcome.DEADLINE_EXCEEDED if late else Outcome.UPSTREAM_FAILED, message)
         elif not exchange.started:
+            _cancel_when_client_leaves(call)
             raise LegFailed(endpoint, "garbage", "answered an empty stream")
         elif generation and not framed and not tap.ended_with_done:
             await self._break_off(call, Outcome.UPSTREAM_FAILED, "the answer broke off: the upstream closed before its end mark")
@@ -126,3 +128,14 @@ class Deliverer:
         exchange.write(error_event(outcome, message))
         await exchange.drain()
         exchange.abort()
+
+
+def _cancel_when_client_leaves(call: Call) -> None:
+    """A relay that has begun takes the client's leaving upon itself; when it fails and another try follows, the task must."""
+    task = asyncio.current_task()
+    if task is not None:
+        call.exchange.on_disconnect(lambda: _cancel(task))
+
+
+def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()

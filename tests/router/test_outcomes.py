@@ -4,7 +4,9 @@ import asyncio
 import json
 
 import pytest
-from penstock_router.config import Secrets
+from penstock_dataplane.client import Origin
+from penstock_router.app import Router
+from penstock_router.config import RouterConfig, Secrets, ServedModel
 from penstock_router.keys import Tenant
 
 from tests.router.conftest import CHAT, STREAM_HEAD, delta, event, piece, refuses, says, waits_for, whole
@@ -418,5 +420,96 @@ def test_isolated_tenants_get_a_cache_salt_and_the_fleet_token_stays_home(play, 
         salts = [seen.body.get("cache_salt") for seen in one.seen]
         assert salts[2] is None and len({*salts[:2]}) == 2 and all(salts[:2])
         assert not any(name.startswith("x-penstock-") for seen in one.seen for name in seen.headers)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("where", ["head", "body"])
+def test_a_client_that_sends_a_byte_at_a_time_is_answered_408(play, where):
+    """In OpenAI's form, and counted; the connection closes."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        await world.start_router(one.url, header_timeout_s=0.3, body_timeout_s=0.3)
+        reader, writer = await asyncio.open_connection(world.origin.host, world.origin.port)
+        head = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n" % CHAT.encode()
+        writer.write(head if where == "head" else head + b"\r\n")
+        reading = asyncio.ensure_future(reader.read())
+        while not reading.done():
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+        writer.close()
+        assert reading.result().startswith(b"HTTP/1.1 408 ") and b'"code":"bad_request"' in reading.result()
+        assert one.seen == [] and world.outcomes("unknown") == {"bad_request": 1}
+
+    play(scenario)
+
+
+def test_a_client_that_never_reads_is_left_in_the_end(play):
+    """After the stall time-out its connection is cut, and the upstream's with it."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        one.behaviour = goes_on_large
+        await world.start_router(one.url, write_stall_timeout_s=0.3)
+        _, writer = await asyncio.open_connection(world.origin.host, world.origin.port, limit=4096)
+        writer.transport.pause_reading()
+        body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}).encode()
+        writer.write(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
+        await world.until(lambda: world.outcomes() == {"client_gone": 1}, "the outcome")
+        await world.until(lambda: not one.flooding, "the upstream is left")
+        writer.transport.abort()
+
+    play(scenario)
+
+
+async def goes_on_large(upstream, seen, writer):
+    """A fat stream without an end."""
+    upstream.flooding = True
+    try:
+        writer.write(STREAM_HEAD)
+        while True:
+            writer.write(piece(event(delta("x" * 60_000))))
+            await writer.drain()
+    finally:
+        upstream.flooding = False
+
+
+def test_a_client_that_leaves_during_the_second_try_ends_it(play):
+    """The first try broke inside its answer; the second one hangs, and must not outlive the client."""
+
+    async def scenario(world):
+        ones = [await world.upstream(name) for name in "ab"]
+        tries = []
+
+        async def first_cut_then_hang(upstream, seen, writer):
+            tries.append(upstream)
+            await (FAILURES["cut_before_first_byte"] if len(tries) == 1 else waits_for(asyncio.Event()))(upstream, seen, writer)
+
+        for one in ones:
+            one.behaviour = first_cut_then_hang
+        await world.start_router(*(one.url for one in ones))
+        _, writer = await asyncio.open_connection(world.origin.host, world.origin.port)
+        body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}).encode()
+        writer.write(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
+        await world.until(lambda: len(tries) == 2, "the second try")
+        writer.transport.abort()
+        await world.until(lambda: tries[1].left == 1, "the second try is left")
+        await world.until(lambda: world.outcomes() == {"client_gone": 1}, "the outcome")
+
+    play(scenario)
+
+
+def test_isolation_without_the_fleets_token_is_refused(play, tmp_path, redis_url, unused_model):
+    """Salts need the token: rather no answer than a shared cache."""
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("k: {tenant: red, isolation: true}\n")
+
+    async def scenario(world):
+        models = (ServedModel(name=unused_model),)
+        world.router = Router(RouterConfig(port=0, redis_url=redis_url, models=models, api_keys=str(keys)), Secrets(chunk_secret=1))
+        world.origin = Origin("http", *await world.router.start())
+        answer = await world.chat("x" * 1000, model=unused_model, headers={"authorization": "Bearer k"})
+        assert (answer.status, answer.error["code"], answer.error["type"]) == (403, "forbidden", "permission_error")
 
     play(scenario)
