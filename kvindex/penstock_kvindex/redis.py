@@ -218,11 +218,21 @@ class RedisIndex:
         return await self._bounded(self._scripts[name](keys=[self._meta], args=arguments), self._timeout_s)
 
     async def _bounded(self, call: Awaitable[Any], timeout_s: float) -> Any:
+        """The call's answer. A cancellation that the client library turns into an error of its own (it does, when the two meet)
+        is a cancellation all the same: the caller's loop would go on for ever.
+        """
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task is not None else 0
         try:
             async with asyncio.timeout(timeout_s):
-                return await call
+                answer = await call
         except (RedisError, OSError, TimeoutError) as error:
+            if task is not None and task.cancelling() > cancelled_before:
+                raise asyncio.CancelledError from error
             raise IndexUnavailable(f"Redis, keys {self._prefix}*: {type(error).__name__}: {error}") from error
+        if task is not None and task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
+        return answer
 
 
 def _hex(epoch: int) -> str:
