@@ -14,6 +14,7 @@ from penstock_router.metrics import Histogram
 from penstock_router.openai import event_json, merge_usage, read_usage
 
 _COMMENT = ord(":")
+_END_MARK = b"data: [DONE]"
 _USAGE = b'"usage"'
 
 
@@ -50,6 +51,9 @@ class StreamTap:
         """The same bytes, or edited ones; None to send nothing."""
         now = self._now()
         if self._last_s:
+            if data.startswith(_END_MARK) and self._splitter is None:
+                self._tail = data  # no token, and no gap before one
+                return data
             self._itl_s(now - self._last_s)
             self._token(now)
             self._last_s = now
