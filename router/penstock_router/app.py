@@ -83,15 +83,7 @@ class Router:
         self.server = Server(
             self.director.handle,
             app=admin,
-            limits=ServerLimits(
-                header_bytes=config.header_bytes,
-                body_bytes=config.body_bytes,
-                max_connections=config.connections,
-                header_timeout_s=config.header_timeout_s,
-                body_timeout_s=config.body_timeout_s,
-                idle_timeout_s=config.idle_timeout_s,
-                write_stall_timeout_s=config.write_stall_timeout_s,
-            ),
+            limits=_server_limits(config),
             render_error=self._render_error,
         )
         server, figures = self.server, self.figures
@@ -152,3 +144,15 @@ class Router:
         outcome = _SERVER_OUTCOMES.get(status, Outcome.BAD_REQUEST)
         self.figures.model(UNKNOWN_MODEL).outcomes[outcome] += 1
         return [(b"content-type", b"application/json")], error_body(outcome, message)
+
+
+def _server_limits(config: RouterConfig) -> ServerLimits:
+    return ServerLimits(
+        header_bytes=config.header_bytes,
+        body_bytes=config.body_bytes,
+        max_connections=config.connections,
+        header_timeout_s=config.header_timeout_s,
+        body_timeout_s=config.body_timeout_s,
+        idle_timeout_s=config.idle_timeout_s,
+        write_stall_timeout_s=config.write_stall_timeout_s,
+    )
