@@ -69,6 +69,7 @@ class Cluster:
         self._loads = np.zeros((len(self._specs), 4), np.int64)
         self._hits = np.zeros(len(self._specs), np.int64)
         self._members = Membership(self._specs, self._scheduler, self._clock, self._die)
+        self._most_tokens = [spec.profile.kv_tokens // BLOCK_TOKENS * BLOCK_TOKENS for spec in self._specs]
         self._samples: list[Sample] = []
         self._cells: memoryview[int] = self._fleet.legs.reshape(-1).data
         self._leg_s: memoryview[float] = self._fleet.times.reshape(-1).data  # type: ignore[assignment]
@@ -130,7 +131,7 @@ class Cluster:
 
     def _ask(self, request: int, now: float, excluded: frozenset[str]) -> Ask:
         kv_cache.believed_hits(self._fleet, request, int(now * 1e3), self._hits)
-        slots = np.flatnonzero(self._hits)
+        slots = self._hits.nonzero()[0]
         return Ask(
             request_id="",
             prompt_tokens=int(self._cells[request * fl.LEG + fl.PROMPT]),
@@ -150,7 +151,7 @@ class Cluster:
 
     def _too_long(self, leg: int, w: int) -> bool:
         tokens = self._cells[leg * fl.LEG + fl.PROMPT] + self._cells[leg * fl.LEG + fl.OUTPUT]
-        return bool(-(-tokens // BLOCK_TOKENS) > self._fleet.workers[w, fl.BLOCKS])
+        return tokens > self._most_tokens[w]
 
     def _hear(self, logged: int) -> None:
         """Tell the bookings what the engines logged, in order of time."""
@@ -205,11 +206,13 @@ class Cluster:
             self._fail(request, Outcome.BAD_REQUEST, now)
             return
         self._cells[request * fl.LEG + fl.WORKER] = sink
-        kv_bytes = float(profile.kv_bytes_per_token * self._cells[request * fl.LEG + fl.PROMPT])
         if math.isinf(profile.transfer_bytes_per_s):
             self._handed_over(request)
-        else:
-            self._links.start(request, source, sink, kv_bytes, now)
+            return
+        # A decode worker pulls the blocks it lacks, no others.
+        prompt = self._cells[request * fl.LEG + fl.PROMPT]
+        missing = prompt - BLOCK_TOKENS * kv_cache.cached_blocks(self._fleet, sink, request, prompt // BLOCK_TOKENS)
+        self._links.start(request, source, sink, float(profile.kv_bytes_per_token * missing), now)
 
     def _transferred(self, now: float) -> None:
         if self._links.next_end_s <= now:

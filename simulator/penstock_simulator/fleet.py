@@ -157,12 +157,18 @@ def build(workload: Workload, profiles: list[EngineProfile], *, divided: bool, l
         log_s=np.zeros(2 * len(legs)),
     )
     for w, profile in enumerate(profiles):
-        reset_worker(fleet, w, profile)
+        _empty(fleet, w, profile)
     return fleet
 
 
 def reset_worker(fleet: Fleet, w: int, profile: EngineProfile) -> None:
     """An empty engine in place of worker w; what it held is forgotten, its legs are not touched."""
+    fleet.resident[:, w] = fleet.viewed[:, w] = 0
+    fleet.workers[w, FIRST_CHANGE] = fleet.workers[w, LAST_CHANGE]
+    _empty(fleet, w, profile)
+
+
+def _empty(fleet: Fleet, w: int, profile: EngineProfile) -> None:
     count = profile.kv_tokens // BLOCK_TOKENS
     fleet.rows[w] = profile.coefficients()
     fleet.workers[w, RUNNING : AHEAD + 1] = 0
@@ -175,5 +181,3 @@ def reset_worker(fleet: Fleet, w: int, profile: EngineProfile) -> None:
     anchor = fleet.blocks.shape[1] - 1
     fleet.blocks[w, anchor] = (-1, 1, anchor, anchor)
     fleet.spare[w, :count] = np.arange(count - 1, -1, -1)
-    fleet.workers[w, FIRST_CHANGE] = fleet.workers[w, LAST_CHANGE]
-    fleet.resident[:, w] = fleet.viewed[:, w] = 0

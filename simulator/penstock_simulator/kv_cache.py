@@ -10,7 +10,7 @@ from penstock_simulator.fleet import Fleet, Ints
 from penstock_simulator.workload import BLOCK_TOKENS
 
 
-@compiled_part
+@compiled
 def cached_blocks(f: Fleet, w: int, leg: int, most: int) -> int:
     """Leading blocks of the leg's chain that worker w holds, at most `most`."""
     at = f.legs[leg, fl.CHAIN]

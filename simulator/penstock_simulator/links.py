@@ -1,7 +1,7 @@
 """KV transfers from prefill to decode workers: every prefill worker has one link, shared evenly by what it sends.
 
 The cluster starts transfers and asks when the next one ends. A decode worker takes what comes, at most at its own rate a
-transfer: sharing its side too was tried and is worth a TTFT 6 % off the calibration. It knows bytes and seconds only.
+transfer: sharing its side too was tried and is a TTFT 4 % off the calibration. It knows bytes and seconds only.
 """
 
 import math

@@ -67,6 +67,16 @@ def test_prompts_that_end_together_share_the_link_of_their_prefill_worker() -> N
     assert longer == pytest.approx(np.full(2, slow.transfer_s(640)), rel=1e-6)
 
 
+def test_only_blocks_that_the_decode_worker_lacks_are_sent() -> None:
+    """The second prompt of a kind moves its last block and what is new."""
+    slow = msgspec.structs.replace(PROFILE, transfer_bytes_per_s=1e8)
+    shared = list(range(20))
+    workload = assemble("again", [Asked(0.0, 1_280, 2, shared), Asked(10.0, 1_344, 2, shared)], 20)
+    found = replay(workload, Setup(workers=workers(0, 1, 1, slow)))
+    expected = slow.prefill_s(64) + slow.transfer_s(64) + slow.decode_s(1, 1_344)
+    assert found.first_s[1] - 10.0 == pytest.approx(expected)
+
+
 def test_a_dead_worker_cuts_its_streams_and_the_rest_is_placed_again() -> None:
     """What had a token fails, what had none is served elsewhere, and the dead worker costs nothing afterwards."""
     fleet = (WorkerSpec(id="a", profile=PROFILE, dies_s=1.0), WorkerSpec(id="b", profile=PROFILE))
