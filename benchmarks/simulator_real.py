@@ -1,0 +1,139 @@
+"""The simulator against the real thing: the same 500 requests through `penstock up` and through a replay.
+
+`python -m benchmarks.simulator_real`. Real router, real `sim` workers in processes, wall clock, speed 1; prompts are tokenised here as the
+workers do, so the replay shares exactly the blocks they share. Medians of TTFT and ITL are to be within 10 % while the
+machine is less than 60 % busy; how busy it was is printed.
+"""
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+
+import httpx
+import msgspec
+import psutil
+from penstock_core.slo import Slo
+from penstock_simulator.cluster import replay
+from penstock_simulator.report import Spread, summarise
+from penstock_simulator.setup import Setup, same_workers
+from penstock_simulator.workload import BLOCK_TOKENS, Asked, Workload, assemble
+from penstock_worker.engines.sim.request import parse
+from penstock_worker.engines.sim.tokenizer import Tokenizer
+
+from benchmarks.bodies import text
+from benchmarks.pd import up
+from benchmarks.table import Row, keep, show
+
+REQUESTS = 500
+RATE = 8.0
+WORKERS = 3
+PATH = "/v1/chat/completions"
+PREFIXES, PREFIX_BYTES, PROMPT_BYTES = 12, 4_096, 6_000
+LEAD_S = 3.0
+"""Seconds before the first arrival."""
+
+
+class Sent(msgspec.Struct):
+    """One request: when it is due and what came of it, in seconds from the start."""
+
+    due_s: float
+    body: bytes
+    output_tokens: int
+    arrivals_s: list[float]
+
+
+def requests(seed: int, count: int) -> list[Sent]:
+    """Poisson arrivals; a system prompt out of PREFIXES and a question of its own; answers of 20..100 tokens exactly."""
+    rng = Random(seed)
+    made, due_s = [], LEAD_S
+    for index in range(count):
+        due_s += rng.expovariate(RATE)
+        output = rng.randint(20, 100)
+        question = text(max(200, int(rng.lognormvariate(0.0, 0.6) * PROMPT_BYTES)), 1_000 + seed * count + index)
+        messages = [{"role": "system", "content": text(PREFIX_BYTES, rng.randrange(PREFIXES))}, {"role": "user", "content": question}]
+        body = {"model": "sim", "messages": messages, "stream": True, "max_tokens": output, "min_tokens": output}
+        made.append(Sent(due_s, json.dumps(body).encode(), output, []))
+    return made
+
+
+async def drive(url: str, sent: list[Sent]) -> float:
+    """Send everything at its time, note when each content chunk comes; gives the share of the machine that was busy."""
+    async with httpx.AsyncClient(base_url=url, timeout=120.0, trust_env=False, limits=httpx.Limits(max_connections=512)) as client:
+        await client.get("/v1/models")
+        psutil.cpu_percent()
+        began = time.monotonic()
+        await asyncio.gather(*(one(client, request, began) for request in sent))
+        return psutil.cpu_percent() / 100.0
+
+
+async def one(client: httpx.AsyncClient, request: Sent, began: float) -> None:
+    await asyncio.sleep(max(0.0, began + request.due_s - time.monotonic()))
+    async with client.stream("POST", PATH, content=request.body, headers={"content-type": "application/json"}) as answer:
+        if answer.status_code != 200:
+            raise RuntimeError(f"{answer.status_code}: {(await answer.aread())[:500]!r}")
+        async for line in answer.aiter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line[6:])
+                if any(choice["delta"].get("content") for choice in event["choices"]):
+                    request.arrivals_s.append(time.monotonic() - began)
+
+
+def as_workload(sent: list[Sent]) -> Workload:
+    """The same requests with the block ids that the workers' tokeniser gives them."""
+    tokenizer = Tokenizer()
+    known: dict[tuple[int, bytes], int] = {}
+    size = BLOCK_TOKENS * 4
+    asked = []
+    for request in sent:
+        ids = bytes(parse(PATH, request.body).prompt.ids(tokenizer))
+        parent, blocks = -1, []
+        for at in range(len(ids) // size):
+            parent = known.setdefault((parent, ids[at * size : at * size + size]), len(known))
+            blocks.append(parent)
+        asked.append(Asked(request.due_s, len(ids) // 4, request.output_tokens, blocks))
+    return assemble("as sent", asked, len(known))
+
+
+def compare(name: str, real_ms: list[float], simulated: Spread) -> Row:
+    """The real figure's distance from the simulated one, in percent of it, at the median."""
+    assert simulated.p50 is not None and simulated.mean is not None
+    real, model = statistics.median(real_ms), simulated.p50 * 1e3
+    note = f"real {real:.2f} ms (mean {statistics.mean(real_ms):.2f}), simulated {model:.2f} (mean {simulated.mean * 1e3:.2f})"
+    return Row(f"median {name}, real against simulated", "%", (abs(real / model - 1.0) * 100.0,), 10.0, note)
+
+
+def main() -> None:
+    count = 150 if "--quick" in sys.argv else REQUESTS
+    sent = requests(0, count)
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
+        options = ("--prefill", "0", "--decode", "0", "--both", str(WORKERS))
+        with up(Path(folder) / "data", *options) as url:
+            asyncio.run(drive(url, requests(1, 30)))  # warms connections, code and tables
+            busy = asyncio.run(drive(url, sent))
+    model = summarise(replay(as_workload(sent), Setup(workers=same_workers(WORKERS), slo=Slo())))
+    ttft_ms = [(one.arrivals_s[0] - one.due_s) * 1e3 for one in sent]
+    gaps_ms = [(after - before) * 1e3 for one in sent for before, after in zip(one.arrivals_s, one.arrivals_s[1:], strict=False)]
+    tpot_ms = [(one.arrivals_s[-1] - one.arrivals_s[0]) / (len(one.arrivals_s) - 1) * 1e3 for one in sent if len(one.arrivals_s) > 1]
+    rows = [
+        compare("TTFT", ttft_ms, model.ttft_s),
+        compare("ITL", gaps_ms, model.itl_s),
+        compare("TPOT", tpot_ms, model.tpot_s),
+        Row(
+            "machine busy meanwhile",
+            "%",
+            (busy * 100.0,),
+            60.0,
+            f"{count} requests, {RATE:g}/s, {WORKERS} workers, hits {model.hit_ratio:.0%} simulated",
+        ),
+    ]
+    show("Simulator against the real stack", rows)
+    print(keep("simulator_real", rows))
+
+
+if __name__ == "__main__":
+    main()
