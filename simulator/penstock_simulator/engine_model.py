@@ -89,8 +89,6 @@ def start_pass(f: Fleet, w: int, now: float) -> None:
     budget = f.workers[w, fl.BUDGET]
     streams = 0
     context = 0
-    entering = 0
-    entering_context = 0
     new = 0
     pairs = 0.0
     owed = 0
@@ -110,12 +108,11 @@ def start_pass(f: Fleet, w: int, now: float) -> None:
         # Blocks are visible from the start of the pass that computes them; one that fills while decoding, with the next.
         make_visible(f, w, leg, computed if want == 1 and generated > 0 else computed + take)
         budget -= take
-        if want == 1 and generated == 0 and f.legs[leg, fl.ARRIVES_FULL] == 1:
-            entering += take
-            entering_context += take * (computed + 1)
-        elif want == 1 and generated > 0:
+        if want == 1 and (generated > 0 or f.legs[leg, fl.ARRIVES_FULL] == 1):
             streams += take
             context += take * (computed + 1)
+            if generated == 0:
+                leap = 0
             leap = min(leap, BLOCK_TOKENS - 1 - computed % BLOCK_TOKENS, f.legs[leg, fl.OUTPUT] - generated - 1)
         else:
             new += take
@@ -123,8 +120,6 @@ def start_pass(f: Fleet, w: int, now: float) -> None:
             owed += (want - take + BLOCK_TOKENS - 1) // BLOCK_TOKENS
         i += 1
     f.workers[w, fl.LEAP] = leap if new == 0 and streams == f.workers[w, fl.RUNNING] else 0
-    if streams == 0:
-        streams, context = entering, entering_context
     f.workers[w, fl.DECODING] = streams
     f.workers[w, fl.CONTEXT] = context
     if new == 0 and streams == 0:
