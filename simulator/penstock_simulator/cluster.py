@@ -256,10 +256,11 @@ class Cluster:
 
     def _die(self, w: int, now: float) -> None:
         """Worker w is gone with its KV. What streamed there is cut; what had no token yet is placed again."""
+        if not np.isnan(self._members.left_s[w]):
+            return  # it has drained
         requests = self._workload.requests
         self._members.leave(w, now)
-        here = np.flatnonzero((self._fleet.legs[:, fl.WORKER] == w) & (self._fleet.legs[:, fl.STATE] != fl.OVER))
-        lost = {*(int(leg) % requests for leg in here), *self._links.drop(w, now)}
+        lost = {*(int(leg) % requests for leg in self._legs_at(w)), *self._links.drop(w, now)}
         self._sync()
         again: list[int] = []
         for request in sorted(one for one in lost if self._outcomes[one] is None):
@@ -272,6 +273,11 @@ class Cluster:
         fl.reset_worker(self._fleet, w, self._specs[w].profile)
         for request in again:
             self._place([request], now, frozenset({self._specs[w].id}))
+
+    def _legs_at(self, w: int) -> NDArray[np.int64]:
+        """Legs that wait or run at worker w, are kept there for a transfer, or are on their way to it."""
+        found: NDArray[np.int64] = np.flatnonzero((self._fleet.legs[:, fl.WORKER] == w) & (self._fleet.legs[:, fl.STATE] != fl.OVER))
+        return found
 
     def _report(self, now: float) -> None:
         """All workers measure their load; the router hears it after the lag."""
@@ -292,8 +298,8 @@ class Cluster:
         self._samples.append(
             Sample(now, *self._loads[:, (0, 1, 3)].T.copy(), *self._fleet.workers[:, (fl.HIT_TOKENS, fl.PROMPT_TOKENS)].T.copy())
         )
-        for w in list(self._members.draining & self._members.live):
-            if loads[w][0] + loads[w][1] == 0 and not (self._fleet.legs[:, fl.WORKER] == w)[self._fleet.legs[:, fl.STATE] == fl.KEPT].any():
+        for w in sorted(self._members.draining & self._members.live):
+            if not self._legs_at(w).size:
                 self._members.leave(w, now)
         self._clock.at(now + self._setup.report_period_s, self._report)
 

@@ -116,6 +116,18 @@ def test_a_draining_worker_finishes_its_streams_and_leaves() -> None:
     assert 5.0 < found.worker_s[1] < found.span_s
 
 
+@pytest.mark.parametrize("leaving", ["prefill-0", "decode-0"])
+def test_draining_in_a_divided_fleet_waits_for_what_is_on_its_way(leaving: str) -> None:
+    """Slow transfers from and to the leaving worker end before it does; nothing is cut."""
+    slow = msgspec.structs.replace(PROFILE, transfer_bytes_per_s=1e9)
+    fleet = tuple(msgspec.structs.replace(one, drains_s=5.0) if one.id == leaving else one for one in workers(0, 2, 2, slow))
+    found = replay(generate(TRAFFIC), Setup(workers=fleet))
+    at = [spec.id for spec in fleet].index(leaving)
+    assert set(found.outcomes) == {"ok"}
+    assert 5.0 < found.worker_s[at] < found.span_s
+    assert leaving.startswith("prefill") or found.last_s[found.worker == at].max() <= found.worker_s[at]
+
+
 def test_with_no_worker_a_request_is_not_served_and_counts_as_a_miss() -> None:
     """Goodput is over all requests."""
     fleet = (WorkerSpec(id="a", profile=PROFILE, ready_s=5.0),)
