@@ -4,18 +4,16 @@ A child gets a session of its own, so that Ctrl-C reaches `up` alone and `up` st
 it when `up` dies, so nothing is left behind even after `kill -9`.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penstock_core.errors import PenstockError
+from penstock_process.system import ends_with
 
-_PR_SET_PDEATHSIG = 1
 _KEPT_LOG_BYTES = 3_000
 _POLL_S = 0.02
 
@@ -39,7 +37,7 @@ class Child:
                 stderr=log,
                 env={**os.environ, **(environ or {})},
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  one prctl call, no lock is taken
+                preexec_fn=ends_with(os.getpid()),  # noqa: PLW1509  one prctl call, no lock is taken
             )
 
     @property
@@ -125,16 +123,3 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _die_with(parent_pid: int) -> Callable[[], None] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def arm() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # died between fork and prctl
-            os._exit(1)
-
-    return arm

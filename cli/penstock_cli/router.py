@@ -7,34 +7,20 @@ and turns SIGTERM, SIGINT or POST /admin/drain into a drain. A second signal cut
 import asyncio
 import contextlib
 import gc
-import resource
+import logging
 import signal
 from collections.abc import Callable, Iterator
 
 from penstock_dataplane.loop import run
+from penstock_process import logs
+from penstock_process.system import raise_open_files
 from penstock_router.app import Router
 from penstock_router.config import RouterConfig, Secrets
-from penstock_router.logs import configure, logger_of
 
-log = logger_of("process")
+log = logging.getLogger(__name__)
 
 GC_ALLOCATIONS = 20_000
 """Net new objects between two looks of the garbage collector at the youngest ones."""
-SPARE_FILES = 256
-"""Descriptors for everything that is neither a client nor an upstream connection."""
-
-
-def raise_open_files(wanted: int) -> int:
-    """Raise RLIMIT_NOFILE to its hard limit and say so in the log when that is less than `wanted`. Gives the limit in force."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # some systems refuse an unlimited soft limit; the old one stays
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        facts = {"limit": soft, "wanted": wanted}
-        log.warning("the hard limit of open files is too low for the connections that are allowed", extra={"facts": facts})
-    return soft
 
 
 def settle_memory() -> None:
@@ -50,8 +36,8 @@ def settle_memory() -> None:
 def run_router(config: RouterConfig, secrets: Secrets, *, started: Callable[[str, int], None] | None = None) -> int:
     """Run a router until it has drained. `started(host, port)` is called once it listens. Gives the process' exit status:
     0 after a clean end, 1 when streams had to be cut. Raises ConfigError, KeyFileError or OSError when it cannot start."""
-    configure(config.log_level)
-    raise_open_files(2 * config.connections + SPARE_FILES)
+    logs.configure(config.log_level)
+    raise_open_files(2 * config.connections)
     return run(_serve(config, secrets, started))
 
 

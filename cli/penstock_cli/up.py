@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from penstock_core.errors import PenstockError
 from penstock_dataplane.loop import run
-from penstock_router.config import parse_chunk_secret
+from penstock_process.secrets import parse_chunk_secret
 from penstock_worker.config import WorkerSecrets
 from penstock_worker.fleet import Fleet
 from penstock_worker.fleet_plan import FleetLimits
@@ -125,7 +125,7 @@ class _Up:
 
     async def serve(self) -> int:
         """Start, stay, stop."""
-        fleet_log = logging.getLogger("penstock.fleet")
+        fleet_log = logging.getLogger("penstock_worker.fleet")
         fleet_log.addHandler(self.lines)
         fleet_log.setLevel(logging.INFO)
         loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ and nowhere else. It knows no request.
 """
 
 import asyncio
+import logging
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Protocol
@@ -25,12 +26,11 @@ from penstock_router.endpoints import Directory, Prober
 from penstock_router.given import GivenSource
 from penstock_router.keys import KeyFileError, KeyRing
 from penstock_router.legs import Legs
-from penstock_router.logs import logger_of
 from penstock_router.metrics import UNKNOWN_MODEL, Figures, registry_of
 from penstock_router.openai import error_body
 from penstock_router.registered import RegisteredSource
 
-log = logger_of("app")
+log = logging.getLogger(__name__)
 
 _KEY_POLL_S = 1.0
 _SERVER_OUTCOMES = {413: Outcome.BODY_TOO_LARGE, 503: Outcome.QUEUE_FULL, 500: Outcome.UPSTREAM_FAILED}

@@ -1,24 +1,21 @@
 """Everything that can be set about a router: one frozen value per process, loaded once, each setting with unit, default, range.
 
 `load_config` reads a YAML or JSON file and lays the command line's settings over it; secrets come from the environment or
-from files. A setting that is wrong is named with its value and what is allowed. Nothing else reads files or the environment.
+from files. A setting that is wrong is named with its value and what is allowed.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from penstock_core.endpoint import Role
 from penstock_core.prompt import DEFAULT_CHUNK_BYTES
 from penstock_core.slo import DEFAULT_SLO, Slo
+from penstock_process.secrets import ADMIN_KEY, CHUNK_SECRET, FLEET_TOKEN, Unprinted, parse_chunk_secret, read_secret
+from penstock_process.settings import LOG_LEVELS, ConfigError, check_one_of, check_ranges, load_settings, to_settings
 
-Settings = TypeVar("Settings", bound=msgspec.Struct)
 CONNECTORS = ("none", "nixl", "sglang", "mooncake")
-
-
-class ConfigError(ValueError):
-    """A setting cannot be used; the message names it, its value and what is allowed."""
 
 
 class GivenEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,7 +55,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(f"chunk_bytes of {self.name} is {self.chunk_bytes}; allowed: 32..65536")
 
 
-class Secrets(msgspec.Struct, frozen=True):
+class Secrets(Unprinted, frozen=True):
     """What must never be printed or logged; its repr says only what is set."""
 
     chunk_secret: int = 0
@@ -67,10 +64,6 @@ class Secrets(msgspec.Struct, frozen=True):
     """Sent to workers with salts and `/penstock/*`; empty: none."""
     admin_key: str = ""
     """Asked for by `/admin/*`; empty: `/admin/*` answers on loopback addresses only."""
-
-    def __repr__(self) -> str:
-        named = [name for name in self.__struct_fields__ if getattr(self, name)]
-        return f"Secrets({', '.join(f'{name}=***' for name in named)})"
 
 
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,12 +125,8 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long a booked chunk counts as held before a KV event confirms it."""
 
     def __post_init__(self) -> None:
-        for name, (low, high, unit) in RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} is {value!r}; allowed: {low:g} to {high:g} {unit}")
-        if self.log_level not in ("debug", "info", "warning", "error"):
-            raise ConfigError(f"log_level is {self.log_level!r}; allowed: debug, info, warning, error")
+        check_ranges(self, RANGES)
+        check_one_of("log_level", self.log_level, LOG_LEVELS)
         if self.models and not self.redis_url:
             raise ConfigError("models are given without redis_url; allowed: redis_url with models, or endpoints given by hand")
         if self.redis_url and not self.models:
@@ -172,8 +161,6 @@ RANGES: dict[str, tuple[float, float, str]] = {
 }
 """What is allowed for each number: lowest, highest, unit."""
 
-_ENVIRONMENT = {"fleet_token": "PENSTOCK_FLEET_TOKEN", "admin_key": "PENSTOCK_ADMIN_KEY", "chunk_secret": "PENSTOCK_CHUNK_SECRET"}
-
 
 def parse_endpoint(written: str) -> GivenEndpoint:
     """An endpoint as the command line writes it: `http://host:port[,role=decode,model=NAME,connector=nixl,id=NAME]`.
@@ -195,58 +182,16 @@ def parse_endpoint(written: str) -> GivenEndpoint:
             facts[name] = int(value) if value.isdecimal() else value
     if facts:
         fields["connector_facts"] = facts
-    return _convert(fields, GivenEndpoint, f"endpoint {url}")
+    return to_settings(fields, GivenEndpoint, f"endpoint {url}")
 
 
 def load_config(path: Path | None, settings: Mapping[str, Any]) -> RouterConfig:
     """The file's settings with `settings` (those given on the command line; None: not given) laid over them. Raises ConfigError."""
-    found: Any = {}
-    if path is not None:
-        try:
-            found = msgspec.yaml.decode(path.read_bytes()) or {}
-        except OSError as error:
-            raise ConfigError(f"config is {str(path)!r}: {error.strerror}") from None
-        except (msgspec.DecodeError, ValueError) as error:
-            raise ConfigError(f"config {path} is neither YAML nor JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise ConfigError(f"config {path} holds a {type(found).__name__}; allowed: a mapping of settings")
-    return _convert({**found, **{name: value for name, value in settings.items() if value is not None}}, RouterConfig, "config")
+    return load_settings(path, settings, RouterConfig)
 
 
 def load_secrets(environ: Mapping[str, str]) -> Secrets:
     """Secrets from PENSTOCK_FLEET_TOKEN, PENSTOCK_ADMIN_KEY and PENSTOCK_CHUNK_SECRET (16 hex digits), or from the file that the
     same name with _FILE names. Raises ConfigError, which never quotes a secret."""
-    read: dict[str, str] = {}
-    for field, name in _ENVIRONMENT.items():
-        value = environ.get(name, "")
-        if not value and (path := environ.get(f"{name}_FILE")):
-            try:
-                value = Path(path).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{name}_FILE is {path!r}; it cannot be read: {error}") from None
-        read[field] = value
-    return Secrets(parse_chunk_secret(read["chunk_secret"]), read["fleet_token"], read["admin_key"])
-
-
-def parse_chunk_secret(written: str) -> int:
-    """The chunk secret from 1 to 16 hex digits; 0 for an empty text. Raises ConfigError without quoting it."""
-    try:
-        value = int(written, 16) if written else 0
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**64:
-        raise ConfigError("chunk_secret is not usable; allowed: 1 to 16 hex digits")
-    return value
-
-
-def _convert(fields: dict[str, Any], into: type[Settings], where: str) -> Settings:
-    try:
-        return msgspec.convert(fields, into, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {_with_value(str(error), fields)}") from None
-
-
-def _with_value(message: str, fields: Mapping[str, Any]) -> str:
-    """msgspec says where and what was expected (`… - at `$.port``); add the value found at a top-level setting."""
-    name = message.rpartition("`$.")[2].rstrip("`").split(".")[0].split("[")[0]
-    return f"{message}; {name} is {fields[name]!r}" if name in fields else message
+    chunk_secret = parse_chunk_secret(read_secret(environ, CHUNK_SECRET))
+    return Secrets(chunk_secret, read_secret(environ, FLEET_TOKEN), read_secret(environ, ADMIN_KEY))

@@ -5,6 +5,7 @@ Call; whatever happens, `_close` writes metrics, log line and decision once. No 
 """
 
 import asyncio
+import logging
 from collections import deque
 from functools import lru_cache
 from random import Random
@@ -25,13 +26,12 @@ from penstock_router.endpoints import Directory
 from penstock_router.given import model_card, models_body
 from penstock_router.head import Head, read_head, slo_of
 from penstock_router.keys import KeyRing, priority_of, tenant_salt
-from penstock_router.logs import logger_of
 from penstock_router.metrics import UNKNOWN_MODEL, Figures
 from penstock_router.openai import CAPABILITIES, error_body, parse
 from penstock_router.prefixes import PromptKeys
 from penstock_router.scheduling import Ask
 
-log = logger_of("director")
+log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=4096)

@@ -5,6 +5,7 @@ tells of endpoints that it could not reach, which stay out until a probe succeed
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from random import Random
 
@@ -13,13 +14,12 @@ from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_dataplane.client import Client, Origin
 from penstock_dataplane.errors import UpstreamError
 
-from penstock_router.logs import logger_of
 from penstock_router.metrics import Figures
 from penstock_router.prefixes import PrefixCache
 from penstock_router.scheduling import Scheduler
 from penstock_router.turn import Turn
 
-log = logger_of("endpoints")
+log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 1.0
 SUSPECT_PROBE_S = 0.25

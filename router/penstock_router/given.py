@@ -5,6 +5,7 @@ it answers. What it holds in its cache is guessed from the router's own placemen
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -16,10 +17,9 @@ from penstock_dataplane.errors import UpstreamError
 
 from penstock_router.config import GivenEndpoint, RouterConfig
 from penstock_router.endpoints import PROBE_TIMEOUT_S, Directory, Served
-from penstock_router.logs import logger_of
 from penstock_router.prefixes import GuessedCache
 
-log = logger_of("given")
+log = logging.getLogger(__name__)
 
 _MISSES = 2
 _GUESSED_TOKENS_PER_CHUNK = 64

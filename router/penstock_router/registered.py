@@ -5,6 +5,7 @@ whether workers live while their leases do not count. `app` makes the source, `e
 """
 
 import asyncio
+import logging
 
 from penstock_core.endpoint import Endpoint, WorkerRecord
 from penstock_core.facts import TOKEN_HEADER
@@ -19,10 +20,9 @@ from penstock_kvindex.tail import Follower
 from penstock_router.config import RouterConfig, Secrets, ServedModel
 from penstock_router.endpoints import Directory, IndexView, Served
 from penstock_router.legs import origin_of
-from penstock_router.logs import logger_of
 from penstock_router.prefixes import Found, PromptKeys
 
-log = logger_of("registered")
+log = logging.getLogger(__name__)
 
 _STATE_PATH = "/penstock/kv"
 _STATE_TIMEOUT_S = 5.0

@@ -2,7 +2,8 @@
 
 import pytest
 from penstock_core.endpoint import Role
-from penstock_router.config import RANGES, ConfigError, RouterConfig, Secrets, load_config, load_secrets, parse_endpoint
+from penstock_process.settings import ConfigError
+from penstock_router.config import RANGES, RouterConfig, Secrets, load_config, load_secrets, parse_endpoint
 
 
 @pytest.mark.parametrize("name", sorted(RANGES))

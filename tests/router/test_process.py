@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +11,6 @@ import time
 
 import openai
 import pytest
-from penstock_cli.router import raise_open_files
 from penstock_router.config import Secrets
 
 from tests.router.conftest import STREAM_HEAD, delta, event, piece, waits_for
@@ -241,16 +238,3 @@ def test_sigterm_drains_the_process(tmp_path):
     assert process.returncode == 0
     assert [line["message"] for line in lines][-2:] == ["draining", "stopped"] and lines[-1]["clean"] is True
     assert "hush" not in log
-
-
-def test_the_limit_of_open_files_is_raised_and_a_low_one_is_said(caplog):
-    """Soft becomes hard; less than is wanted is a warning with both numbers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    logging.getLogger("penstock").propagate = True
-    try:
-        assert raise_open_files(1) == hard == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        assert not caplog.records
-        raise_open_files(hard + 1)
-        assert caplog.records[0].facts == {"limit": hard, "wanted": hard + 1}
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -4,7 +4,8 @@ import json
 
 import pytest
 from penstock_core.endpoint import Role
-from penstock_worker.config import RANGES, ConfigError, WorkerConfig, WorkerSecrets, load_config, load_secrets, secrets_environment
+from penstock_process.settings import ConfigError
+from penstock_worker.config import RANGES, WorkerConfig, WorkerSecrets, load_config, load_secrets, secrets_environment
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_the_command_line_lies_over_the_file(tmp_path):
     with pytest.raises(ConfigError, match="a mapping of settings"):
         load_config(path, {})
     path.write_text("{")
-    with pytest.raises(ConfigError, match="is not JSON"):
+    with pytest.raises(ConfigError, match="neither YAML nor JSON"):
         load_config(path, {})
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path / "absent", {})

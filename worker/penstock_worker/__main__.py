@@ -7,7 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from penstock_worker.config import ConfigError, load_config, load_secrets
+from penstock_process.settings import ConfigError
+
+from penstock_worker.config import load_config, load_secrets
 from penstock_worker.serving import serve_worker
 
 

@@ -24,7 +24,7 @@ from penstock_worker.engine import Engine, EngineAnswer, EngineCall, EngineInfo
 from penstock_worker.kv_follow import KvFollower
 from penstock_worker.metrics import WorkerMetrics
 
-log = logging.getLogger("penstock.worker.requests")
+log = logging.getLogger(__name__)
 
 JSON_TYPE = (b"content-type", b"application/json")
 REQUEST_ID = b"x-request-id"

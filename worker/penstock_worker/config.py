@@ -12,16 +12,13 @@ import msgspec
 from penstock_core.endpoint import Role
 from penstock_core.profile import EngineProfile, profile_named
 from penstock_core.prompt import DEFAULT_CHUNK_BYTES
+from penstock_process.secrets import CHUNK_SECRET, FLEET_TOKEN, REDIS_URL, Unprinted, parse_chunk_secret, read_secret
+from penstock_process.settings import LOG_LEVELS, ConfigError, check_one_of, check_ranges, load_settings
 
 ENGINES = ("sim",)
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-class ConfigError(ValueError):
-    """A setting cannot be used; the message names it, its value and what is allowed."""
-
-
-class WorkerSecrets(msgspec.Struct, frozen=True):
+class WorkerSecrets(Unprinted, frozen=True):
     """What must never be printed or logged; its repr says only what is set."""
 
     chunk_secret: int = 0
@@ -30,10 +27,6 @@ class WorkerSecrets(msgspec.Struct, frozen=True):
     """Asked for by `/penstock/*`, salts and KV pulls; empty: `/penstock/*` on loopback only, and no salts."""
     redis_url: str = ""
     """May hold a password. Empty: no registry, the worker is reached by its URL only."""
-
-    def __repr__(self) -> str:
-        named = [name for name in self.__struct_fields__ if getattr(self, name)]
-        return f"WorkerSecrets({', '.join(f'{name}=***' for name in named)})"
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,14 +84,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_level: str = "info"
 
     def __post_init__(self) -> None:
-        for name, (low, high, unit) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ConfigError(f"{name} is {value!r}; allowed: {low:g} to {high:g} {unit}")
-        if self.engine not in ENGINES:
-            raise ConfigError(f"engine is {self.engine!r}; allowed: {', '.join(ENGINES)}")
-        if self.log_level not in LOG_LEVELS:
-            raise ConfigError(f"log_level is {self.log_level!r}; allowed: {', '.join(LOG_LEVELS)}")
+        check_ranges(self, RANGES)
+        check_one_of("engine", self.engine, ENGINES)
+        check_one_of("log_level", self.log_level, LOG_LEVELS)
         if not self.id or not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in self.id):
             raise ConfigError(f"id is {self.id!r}; allowed: letters, digits, '.', '_' and '-', at least one")
         if not self.model or any(letter in self.model for letter in "{}"):
@@ -142,56 +130,17 @@ RANGES: dict[str, tuple[float, float, str]] = {
 
 
 def load_config(path: Path | None, settings: Mapping[str, Any]) -> WorkerConfig:
-    """The file's settings (JSON) with `settings` (those given on the command line; None: not given) laid over. Raises ConfigError."""
-    found: Any = {}
-    if path is not None:
-        try:
-            found = msgspec.json.decode(path.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"config is {str(path)!r}: {error.strerror}") from None
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"config {path} is not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise ConfigError(f"config {path} holds a {type(found).__name__}; allowed: a mapping of settings")
-    fields = {**found, **{name: value for name, value in settings.items() if value is not None}}
-    try:
-        return msgspec.convert(fields, WorkerConfig, strict=False)
-    except msgspec.ValidationError as error:
-        name = str(error).rpartition("`$.")[2].rstrip("`").partition("[")[0]
-        raise ConfigError(f"config: {error}" + (f"; {name} is {fields[name]!r}" if name in fields else "")) from None
-
-
-SECRET_NAMES = {"chunk_secret": "PENSTOCK_CHUNK_SECRET", "fleet_token": "PENSTOCK_FLEET_TOKEN", "redis_url": "PENSTOCK_REDIS_URL"}
-"""Environment variable of each secret; the same name with _FILE names a file that holds it."""
+    """The file's settings with `settings` (those given on the command line; None: not given) laid over. Raises ConfigError."""
+    return load_settings(path, settings, WorkerConfig)
 
 
 def load_secrets(environ: Mapping[str, str]) -> WorkerSecrets:
-    """Secrets from the environment or the files it names; the chunk secret is 1 to 16 hex digits. Raises ConfigError, never quoting one."""
-    read = {field: _secret(environ, name) for field, name in SECRET_NAMES.items()}
-    try:
-        chunk_secret = int(read["chunk_secret"] or "0", 16)
-    except ValueError:
-        chunk_secret = -1
-    if not 0 <= chunk_secret < 2**64:
-        raise ConfigError("PENSTOCK_CHUNK_SECRET is not usable; allowed: 1 to 16 hex digits")
-    return WorkerSecrets(chunk_secret, read["fleet_token"], read["redis_url"])
+    """Secrets from the environment or the files it names. Raises ConfigError, never quoting one."""
+    chunk_secret = parse_chunk_secret(read_secret(environ, CHUNK_SECRET))
+    return WorkerSecrets(chunk_secret, read_secret(environ, FLEET_TOKEN), read_secret(environ, REDIS_URL))
 
 
 def secrets_environment(secrets: WorkerSecrets) -> dict[str, str]:
     """The inverse of `load_secrets`, for a worker's own process."""
     chunk_secret = f"{secrets.chunk_secret:x}" if secrets.chunk_secret else ""
-    return {
-        SECRET_NAMES["chunk_secret"]: chunk_secret,
-        SECRET_NAMES["fleet_token"]: secrets.fleet_token,
-        SECRET_NAMES["redis_url"]: secrets.redis_url,
-    }
-
-
-def _secret(environ: Mapping[str, str], name: str) -> str:
-    value, path = environ.get(name, ""), environ.get(f"{name}_FILE")
-    if value or not path:
-        return value
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}_FILE is {path!r}; it cannot be read: {error}") from None
+    return {CHUNK_SECRET: chunk_secret, FLEET_TOKEN: secrets.fleet_token, REDIS_URL: secrets.redis_url}

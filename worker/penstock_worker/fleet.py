@@ -20,7 +20,7 @@ from penstock_worker.fleet_plan import Action, Do, FleetLimits, Observed, Phase,
 from penstock_worker.state import WorkerState, decode_worker_state
 from penstock_worker.worker_host import StartedWorker, StartFailed, WorkerHost
 
-log = logging.getLogger("penstock.fleet")
+log = logging.getLogger(__name__)
 
 TICK_S = 0.2
 PROBE_S = 1.0

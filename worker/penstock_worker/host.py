@@ -26,7 +26,7 @@ from penstock_worker.kv_follow import KvFollower, Publishing
 from penstock_worker.metrics import WorkerMetrics
 from penstock_worker.state import WorkerState, encode_worker_state
 
-log = logging.getLogger("penstock.worker")
+log = logging.getLogger(__name__)
 
 Join = Callable[[WorkerRecord, Callable[[], Load], WorkerMetrics], Awaitable[Publishing]]
 """Registers the record, reports the load with each renewal, and gives whom KV changes go to."""

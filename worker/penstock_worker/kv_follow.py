@@ -20,7 +20,7 @@ from penstock_worker.engine import BlockEvent, Engine, EngineCall, EngineInfo
 from penstock_worker.kv_chain import CHAT_PATH, TEXT_PATH, Chain, ChainRules, chain_of, extended_chain, next_turn
 from penstock_worker.kv_translate import Translator
 
-log = logging.getLogger("penstock.worker.kv")
+log = logging.getLogger(__name__)
 
 BLOCKS_KEPT_FACTOR = 4
 """Nodes of the translator's tree for each block that the engine can hold."""

@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 
 import msgspec
 import ray
+from penstock_process import logs
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from penstock_worker import logs
 from penstock_worker.assembly import build_host
 from penstock_worker.config import WorkerConfig, WorkerSecrets, load_secrets, secrets_environment
 from penstock_worker.worker_host import StartFailed
 
-log = logging.getLogger("penstock.fleet.ray")
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 OBJECT_STORE_BYTES = 80 * 1024 * 1024

@@ -1,6 +1,7 @@
-"""JSON logs: one object a line, with the request id where there is one; nothing per successful request at the default level.
+"""JSON logs: one object a line on standard error, with the request id where there is one.
 
-`configure` is called once by the process assembly. Numbers of an event go into `extra={"facts": {...}}`; secrets never do.
+Each process calls `configure` once. Loggers are named after their modules; the numbers of an event go into
+`extra={"facts": {...}}`. Nothing is logged per successful request at the default level, and secrets never are.
 """
 
 import logging
@@ -9,8 +10,6 @@ import time
 from typing import TextIO
 
 import msgspec
-
-ROOT = "penstock"
 
 
 class JsonFormatter(logging.Formatter):
@@ -32,18 +31,17 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
+def _ours_or_grave(record: logging.LogRecord) -> bool:
+    return record.name.startswith("penstock") or record.levelno >= logging.WARNING
+
+
 def configure(level: str, stream: TextIO | None = None) -> None:
-    """Send everything under `penstock` as JSON to `stream` (default: standard error). Called again, it replaces the handler."""
-    logger = logging.getLogger(ROOT)
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
+    """Send Penstock's own records from `level` on, and others' warnings, to `stream`; called again, it replaces what it set."""
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logger.addHandler(handler)
-    logger.setLevel(level.upper())
-    logger.propagate = False
-
-
-def logger_of(name: str) -> logging.Logger:
-    """The logger of one module of the router."""
-    return logging.getLogger(f"{ROOT}.router.{name}")
+    handler.addFilter(_ours_or_grave)
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())

@@ -1,0 +1,57 @@
+"""What a process asks of the operating system: many open files, and to end when its parent ends."""
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+
+_PR_SET_PDEATHSIG = 1
+SPARE_FILES = 256
+"""Descriptors for everything that is no connection."""
+
+log = logging.getLogger(__name__)
+
+
+def raise_open_files(connections: int) -> int:
+    """RLIMIT_NOFILE up to its hard limit, and a warning where that is too low for `connections`. Gives the limit in force."""
+    wanted = connections + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (ValueError, OSError):
+            pass  # some systems refuse an unlimited soft limit; the old one stays
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        facts = {"limit": soft, "wanted": wanted}
+        log.warning("the hard limit of open files is too low for the connections that are allowed", extra={"facts": facts})
+    return soft
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends, so that nothing is left even after `kill -9`. Linux only.
+
+    The kernel watches the parent's *thread* that started this process. Raises SystemExit when the parent has ended already.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        raise SystemExit(f"the parent is {os.getppid()}, not {parent_pid}: it ended before this process was up")
+
+
+def ends_with(parent_pid: int) -> Callable[[], None] | None:
+    """`end_with_parent` for `subprocess`' preexec_fn: the C library is looked up before the fork, and no exception is raised."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def arm() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:  # died between fork and prctl
+            os._exit(1)
+
+    return arm
