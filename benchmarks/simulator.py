@@ -228,7 +228,7 @@ def main() -> int:
     seeds = (0,) if options.quick else (0, 1, 2)
     calibration, policy = calibrate(trace, seeds), judge(trace, seeds)
     taken = speed(trace, 2 if options.quick else 5)
-    console = Console(width=170)
+    console = Console(width=220)
     console.print(table("Calibration: measured (given)", calibration))
     console.print(table("Policy: measured (must reach)", policy))
     console.print(f"Speed: {statistics.median(taken):.2f} s of CPU, {min(taken):.2f}–{max(taken):.2f} (must reach ≤ {MOST_CPU_S:g})")
