@@ -36,26 +36,30 @@ def held_keys(worker: int, workers: int) -> np.ndarray:
     return np.unique(np.concatenate(kept))
 
 
+def record_of(number: int, port: int) -> WorkerRecord:
+    """What mock worker `number` says of itself."""
+    return WorkerRecord(
+        id=f"mock-{number}",
+        url=f"http://127.0.0.1:{port}",
+        role=Role.BOTH,
+        pool="mock",
+        model=MODEL,
+        epoch=1 + number,
+        profile=PROFILE,
+        kv_total_tokens=PROFILE.kv_tokens,
+        block_tokens=64,
+        max_model_tokens=131_072,
+        kv_generation=MODEL,
+    )
+
+
 async def register(redis_url: str, ports: Sequence[int]) -> asyncio.Task[None]:
     """Register a worker on each port and publish its chunks; gives the task that renews the leases."""
     index = RedisIndex(redis_url, MODEL)
     leases: list[tuple[Lease, int]] = []
     for number, port in enumerate(ports):
         epoch = 1 + number
-        record = WorkerRecord(
-            id=f"mock-{number}",
-            url=f"http://127.0.0.1:{port}",
-            role=Role.BOTH,
-            pool="mock",
-            model=MODEL,
-            epoch=epoch,
-            profile=PROFILE,
-            kv_total_tokens=PROFILE.kv_tokens,
-            block_tokens=64,
-            max_model_tokens=131_072,
-            kv_generation=MODEL,
-        )
-        lease = await index.register(record)
+        lease = await index.register(record_of(number, port))
         await index.publish(lease, KvBatch(epoch, 1, added=held_keys(number, len(ports))))
         leases.append((lease, epoch))
     return asyncio.get_running_loop().create_task(_renew(index, leases))
