@@ -42,7 +42,7 @@ def simulate(
     compare: Annotated[str, typer.Option(help="Several policies, with commas, on the same traffic.")] = "",
     slo_ttft_ms: Annotated[float, typer.Option(help="TTFT target.")] = 2_000.0,
     slo_itl_ms: Annotated[float, typer.Option(help="ITL target.")] = 50.0,
-    speedup: Annotated[float, typer.Option(help="Compress the trace's time so many times.")] = 1.0,
+    speedup: Annotated[str, typer.Option(help="Compress the trace's time so many times; several with commas: several loads.")] = "1",
     arrivals: Annotated[
         Arrivals, typer.Option(help="stored: as in the file; spread: evenly within an instant's quantum.")
     ] = Arrivals.STORED,
@@ -63,7 +63,8 @@ def simulate(
     from penstock_simulator.report import summarise
     from penstock_simulator.setup import Setup
 
-    workload = _workload(trace, generate, speedup, arrivals, requests)
+    workload = _workload(trace, generate, arrivals, requests)
+    loads = [workload.at_speed(one) for one in _speeds(speedup)]
     fleet = _fleet(workers, prefill, decode, profile, transfer_gb_per_s)
     slo = Slo(slo_ttft_ms / 1e3, slo_itl_ms / 1e3)
     names = [name.strip() for name in (compare or policy).split(",") if name.strip()]
@@ -76,8 +77,7 @@ def simulate(
         report_lag_s=report_lag_ms / 1e3,
         index_lag_s=index_lag_ms / 1e3,
     )
-    setups = [msgspec.structs.replace(common, policy=name) for name in names]
-    replays = _replay_all(workload, setups)
+    replays = _replay_all([(load, msgspec.structs.replace(common, policy=name)) for name in names for load in loads])
     summaries = [summarise(one) for one in replays]
     if plots is not None:
         from penstock_simulator.plots import draw
@@ -94,7 +94,14 @@ def simulate(
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table(summaries))
 
 
-def _workload(trace: Path | None, generated: str, speedup: float, arrivals: Arrivals, requests: int) -> "Workload":
+def _speeds(speedup: str) -> list[float]:
+    try:
+        return [float(one) for one in speedup.split(",")]
+    except ValueError:
+        raise ValueError(f"speedup is {speedup!r}; allowed: a number above 0, or several with commas") from None
+
+
+def _workload(trace: Path | None, generated: str, arrivals: Arrivals, requests: int) -> "Workload":
     from penstock_simulator.generate import generate, parse_traffic
     from penstock_simulator.traces import read_trace
 
@@ -106,7 +113,7 @@ def _workload(trace: Path | None, generated: str, speedup: float, arrivals: Arri
     workload = workload.first(requests) if requests else workload
     if not workload.requests:
         raise ValueError(f"{workload.name} has no requests; allowed: 1 or more")
-    return (workload.spread() if arrivals is Arrivals.SPREAD else workload).at_speed(speedup)
+    return workload.spread() if arrivals is Arrivals.SPREAD else workload
 
 
 def _fleet(workers: int, prefill: int, decode: int, profile: str, transfer_gb_per_s: float) -> tuple["WorkerSpec", ...]:
@@ -126,7 +133,7 @@ def _fleet(workers: int, prefill: int, decode: int, profile: str, transfer_gb_pe
     return same_workers(workers, prefill=prefill, decode=decode, profile=chosen)
 
 
-def _replay_all(workload: "Workload", setups: list["Setup"]) -> list["Replay"]:
+def _replay_all(wanted: "list[tuple[Workload, Setup]]") -> list["Replay"]:
     """All replays, with their progress on standard error where that is a terminal."""
     from penstock_simulator.cluster import replay
     from rich.console import Console
@@ -134,8 +141,8 @@ def _replay_all(workload: "Workload", setups: list["Setup"]) -> list["Replay"]:
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
 
-        def watched(setup: "Setup") -> Callable[[int, int], None]:
+        def watched(workload: "Workload", setup: "Setup") -> Callable[[int, int], None]:
             task, step = progress.add_task(setup.policy, total=workload.requests), max(1, workload.requests // 100)
             return lambda ended, _all: None if ended % step else progress.update(task, completed=ended)
 
-        return [replay(workload, setup, watched(setup)) for setup in setups]
+        return [replay(workload, setup, watched(workload, setup)) for workload, setup in wanted]

@@ -21,7 +21,7 @@ class PlotsMissing(PenstockError):
 
 
 def draw(replays: list[Replay], folder: Path, form: str = "png") -> list[Path]:
-    """Write `latencies`, `goodput` and one `workers-POLICY` picture a replay into `folder`; gives their paths.
+    """Write `latencies`, `goodput` and one `workers-POLICY-N` picture a replay into `folder`; gives their paths.
 
     Raises PlotsMissing without matplotlib, ValueError for another format than png and svg.
     """
@@ -78,7 +78,7 @@ def _goodput(plt: Any, summaries: list[Summary]) -> Any:
     """Goodput over the load offered; one line a policy."""
     figure, axes = plt.subplots(figsize=(6, 4))
     for policy in dict.fromkeys(one.policy for one in summaries):
-        points = sorted((one.requests / max(1e-9, one.span_s), one.goodput_ratio * 100) for one in summaries if one.policy == policy)
+        points = sorted((one.rate, one.goodput_ratio * 100) for one in summaries if one.policy == policy)
         axes.plot([load for load, _ in points], [good for _, good in points], marker="o", label=policy)
     axes.set(xlabel="requests a second", ylabel="goodput in %")
     axes.legend()

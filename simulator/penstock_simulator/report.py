@@ -35,6 +35,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     slo: Slo
     requests: int
+    rate: float
+    """Requests a second, over the time in which they arrived."""
     goodput_ratio: float
     ttft_met_ratio: float
     itl_met_ratio: float
@@ -69,6 +71,7 @@ def summarise(replay: Replay, slo: Slo | None = None) -> Summary:
         seed=replay.setup.seed,
         slo=slo,
         requests=len(ttft),
+        rate=len(ttft) / max(1e-9, float(np.nanmax(replay.arrival_s))),
         goodput_ratio=_mean(ttft_met & itl_met),
         ttft_met_ratio=_mean(ttft_met),
         itl_met_ratio=_mean(itl_met),
@@ -110,12 +113,13 @@ def table(summaries: list[Summary]) -> Table:
     shown = Table(title=f"{summaries[0].workload}: {summaries[0].requests} requests" if summaries else None)
     for name in ("policy", "workers"):
         shown.add_column(name)
-    for name in ("goodput", "TTFT mean/p50/p90/p99 ms", "TPOT mean/p99 ms", "ITL p50/p99 ms", "hits", "worker-h", "not served"):
+    for name in ("req/s", "goodput", "TTFT mean/p50/p90/p99 ms", "TPOT mean/p99 ms", "ITL p50/p99 ms", "hits", "worker-h", "not served"):
         shown.add_column(name, justify="right")
     for one in summaries:
         shown.add_row(
             one.policy,
             one.workers,
+            f"{one.rate:.3g}",
             f"{one.goodput_ratio:.2%}",
             "/".join(_ms(value) for value in (one.ttft_s.mean, one.ttft_s.p50, one.ttft_s.p90, one.ttft_s.p99)),
             f"{_ms(one.tpot_s.mean, 1)}/{_ms(one.tpot_s.p99, 1)}",

@@ -55,6 +55,13 @@ def test_pictures_are_written_in_the_format_asked_for(tmp_path: Path, form: str)
     assert all((tmp_path / "out" / name).read_bytes().startswith(begins) for name in names)
 
 
+def test_several_loads_are_several_replays_of_each_policy() -> None:
+    """Policy by policy, in the order of the loads, each with its rate."""
+    found = msgspec.json.decode(simulated("--compare", "round-robin,target-misses", "--speedup", "1,4", "--json"))["replays"]
+    assert [one["policy"] for one in found] == ["round-robin"] * 2 + ["target-misses"] * 2
+    assert found[1]["rate"] / found[0]["rate"] == pytest.approx(4.0)
+
+
 def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     monkeypatch.setattr(sys, "argv", ["penstock", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -79,6 +86,7 @@ def test_pictures_without_matplotlib_name_the_extra(
         ([*MADE_UP, "--policy", "best"], "policy is 'best'; allowed: target-misses"),
         ([*MADE_UP, "--profile", "fast"], "profile is 'fast'; allowed: "),
         ([*MADE_UP, "--speedup", "0"], "speedup is 0.0; allowed: "),
+        ([*MADE_UP, "--speedup", "1,fast"], "speedup is '1,fast'; allowed: "),
         ([*MADE_UP, "--slo-ttft-ms", "-1"], "ttft_s is -0.001; allowed: "),
         ([*MADE_UP, "--workers", "0", "--prefill", "2"], "--decode 1 or more"),
         ([*MADE_UP, "--transfer-gb-per-s", "-3"], "transfer-gb-per-s is -3.0"),
