@@ -5,13 +5,14 @@ everything else stays the client's raw JSON and passes through untouched. It kno
 """
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec import UNSET, Raw, UnsetType
 from penstock_core.errors import BadInput, Outcome
-from penstock_core.prompt import RENDERING_FIELDS, Message, canonical_chat, canonical_ids, canonical_text
+from penstock_core.prompt import RENDERING_FIELDS, PlainMessage, canonical_chat, canonical_ids, canonical_plain_chat, canonical_text
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -79,10 +80,10 @@ class _Head(msgspec.Struct):
     stream: bool | None = None
 
 
-_Body = msgspec.defstruct(
-    "_Body",
-    [
-        ("messages", list[dict[str, Raw]] | UnsetType, UNSET),
+def _body_type(name: str, message: Any) -> type[msgspec.Struct]:
+    """What is read of a chat or completions body, with messages read as `message`."""
+    fields = [
+        ("messages", list[message] | UnsetType, UNSET),
         ("prompt", Raw | UnsetType, UNSET),
         ("stream_options", _StreamOptions | None | UnsetType, UNSET),
         ("n", int | None, None),
@@ -91,16 +92,19 @@ _Body = msgspec.defstruct(
         ("prompt_logprobs", int | None, None),
         ("max_tokens", int | None, None),
         ("max_completion_tokens", int | None, None),
-        *((name, Raw | UnsetType, UNSET) for name in sorted(RENDERING_FIELDS)),
-        *((name, Raw | UnsetType, UNSET) for name in _ROUTER_FIELDS),
-    ],
-    bases=(_Head,),
-)
-_decode_body = msgspec.json.Decoder(_Body).decode
+        *((field, Raw | UnsetType, UNSET) for field in (*sorted(RENDERING_FIELDS), *_ROUTER_FIELDS)),
+    ]
+    return msgspec.defstruct(name, fields, bases=(_Head,))
+
+
+_decode_plain_body = msgspec.json.Decoder(_body_type("_PlainBody", PlainMessage)).decode
+_decode_body = msgspec.json.Decoder(_body_type("_Body", dict[str, Raw])).decode
 _decode_head = msgspec.json.Decoder(_Head).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_prompt = msgspec.json.Decoder(str | list[int | str | list[int]]).decode
 _RENDERING = tuple(sorted(RENDERING_FIELDS))
+_rare_fields = attrgetter(*_RENDERING, *_ROUTER_FIELDS)
+_NO_RARE_FIELD = (UNSET,) * (len(_RENDERING) + len(_ROUTER_FIELDS))
 _NO_RENDERING: dict[str, Raw] = {}
 
 
@@ -121,17 +125,33 @@ def parse(path: str, body: bytes) -> ChatRequest:
                 canonical=b"",
                 rendering=_NO_RENDERING,
             )
-        return _parse_generation(path, body, _decode_body(body))
+        return _parse_generation(path, body, _read_generation(body))
     except msgspec.ValidationError as error:
         raise _not_valid(str(error)) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BadInput(f"the request body is not valid JSON: {error}") from None
 
 
-def _parse_generation(path: str, body: bytes, read: Any) -> ChatRequest:
+def _read_generation(body: bytes) -> Any:
+    """Most chats are plain text and read in half the time; a message with more to it takes a second pass over the body."""
+    try:
+        return _decode_plain_body(body)
+    except msgspec.ValidationError:
+        return _decode_body(body)
+
+
+def _rendering(read: Any) -> Mapping[str, Raw]:
+    """The rendering fields that the request has. Raises BadInput for a field of the router's own."""
+    if _rare_fields(read) == _NO_RARE_FIELD:
+        return _NO_RENDERING
     for name in _ROUTER_FIELDS:
         if getattr(read, name) is not UNSET:
             raise BadInput(f"{name} is set by the router and must not be sent by a client; leave it out", param=name)
+    return {name: value for name in _RENDERING if (value := getattr(read, name)) is not UNSET}
+
+
+def _parse_generation(path: str, body: bytes, read: Any) -> ChatRequest:
+    rendering = _rendering(read)
     limit = read.max_completion_tokens if read.max_completion_tokens is not None else read.max_tokens
     least = 0 if path == COMPLETIONS else 1  # completions with echo may ask for no new token at all
     if limit is not None and not least <= limit <= MOST_OUTPUT_TOKENS:
@@ -144,7 +164,6 @@ def _parse_generation(path: str, body: bytes, read: Any) -> ChatRequest:
     else:
         canonical, several = _canonical_prompt(read.prompt)
     options = read.stream_options
-    rendering = {name: value for name in _RENDERING if (value := getattr(read, name)) is not UNSET}
     return ChatRequest(
         path=path,
         model=read.model,
@@ -155,13 +174,15 @@ def _parse_generation(path: str, body: bytes, read: Any) -> ChatRequest:
         undivided=several or (read.n or 1) > 1 or (read.best_of or 1) > 1 or bool(read.echo) or read.prompt_logprobs is not None,
         max_tokens=limit,
         canonical=canonical,
-        rendering=rendering or _NO_RENDERING,
+        rendering=rendering,
     )
 
 
-def _canonical_messages(messages: list[Message] | UnsetType) -> bytes:
+def _canonical_messages(messages: list[Any] | UnsetType) -> bytes:
     if messages is UNSET or not messages:
         raise BadInput("messages is missing or empty; allowed: a list of one message or more", param="messages")
+    if isinstance(messages[0], PlainMessage):
+        return canonical_plain_chat(messages)
     try:
         return canonical_chat(messages)
     except msgspec.ValidationError as error:

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock_core.prompt import ChunkHasher, canonical_chat, canonical_ids, canonical_text, chunk_keys, escape, start_bytes
+from penstock_core.prompt import (
+    ChunkHasher,
+    PlainMessage,
+    canonical_chat,
+    canonical_ids,
+    canonical_plain_chat,
+    canonical_text,
+    chunk_keys,
+    escape,
+    start_bytes,
+)
 
 _decode_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 
@@ -170,3 +180,10 @@ def test_hashing_piece_by_piece_gives_the_same_keys(data: bytes, steps: list[int
     pieces = [hasher.take(step) for step in steps] + [hasher.take(10**6)]
     assert np.array_equal(np.concatenate(pieces), chunk_keys(data, b"s", 3, 16))
     assert hasher.chunks == len(data) // 16
+
+
+@given(st.lists(st.fixed_dictionaries({"role": st.one_of(st.just("user"), nasty_text), "content": nasty_text}), min_size=1, max_size=4))
+def test_plain_messages_have_the_same_canonical_bytes(messages: list[dict[str, object]]) -> None:
+    """The short way for messages of a role and a text gives what the general way gives."""
+    plain = msgspec.json.decode(json.dumps(messages), type=list[PlainMessage])
+    assert canonical_plain_chat(plain) == canonical(messages)
