@@ -31,7 +31,7 @@ _SWEEP_CHUNKS = 1 << 16
 
 
 class Hits(msgspec.Struct, frozen=True):
-    """Slots that hold the first chunk or more, in no order: slots[i] holds the first chunks[i] chunks. Both shape (hits,)."""
+    """Slots that hold the first chunk or more, those that hold most last: slots[i] holds the first chunks[i] chunks. Both shape (hits,)."""
 
     slots: NDArray[np.uint16]
     chunks: NDArray[np.int32]

@@ -42,7 +42,7 @@ class MirrorCache:
 
     def find(self, prompt: PromptKeys) -> Found:
         hits = self._mirror.longest_prefix(prompt.keys)
-        while len(hits.chunks) and int(hits.chunks.max()) == len(prompt.keys) and prompt.grow(4 * len(prompt.keys)):
+        while len(hits.chunks) and hits.chunks[-1] == len(prompt.keys) and prompt.grow(4 * len(prompt.keys)):
             hits = self._mirror.longest_prefix(prompt.keys)
         return hits, None
 
