@@ -15,11 +15,12 @@ from random import Random
 from typing import Any
 
 from penstock_cli.router import settle_memory
+from penstock_core.compiled_hash import CompiledHasher
 from penstock_core.endpoint import Endpoint
 from penstock_core.facts import HEADER as FACTS_HEADER
 from penstock_core.facts import decode_facts
 from penstock_core.kv_events import KvBatch
-from penstock_core.prompt import ChunkHasher, start_bytes
+from penstock_core.prompt import start_bytes
 from penstock_dataplane.connection import ServerConnection
 from penstock_dataplane.exchange import Exchange
 from penstock_dataplane.loop import run as run_loop
@@ -148,7 +149,7 @@ def pieces(router: Router, served: Served, body_bytes: int) -> dict[str, Callabl
     loop = asyncio.get_running_loop()
     body = chat_body(body_bytes, 3)
     chat, start = parse(PATH, body), start_bytes()
-    prompt = PromptKeys(ChunkHasher(chat.canonical, start, 0))
+    prompt = PromptKeys(CompiledHasher(chat.canonical, start, 0))
     hits, _ = served.cache.find(prompt)
     prompt.grow(prompt.chunks)
     ask = Ask(request_id="0", prompt_tokens=1000, hits=hits, max_tokens=64)
@@ -167,7 +168,7 @@ def pieces(router: Router, served: Served, body_bytes: int) -> dict[str, Callabl
 
     return {
         "openai.parse": lambda: parse(PATH, body),
-        "chunk keys": lambda: ChunkHasher(chat.canonical, start, 0).take(prompt.chunks),
+        "chunk keys": lambda: CompiledHasher(chat.canonical, start, 0).take(prompt.chunks),
         "mirror look-up": lambda: served.cache.find(prompt),
         "mirror booking": lambda: served.cache.book(served.live[0], prompt, loop.time()),
         "place, first token, facts, done": whole_booking,

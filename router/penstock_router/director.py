@@ -12,9 +12,10 @@ from random import Random
 from time import time
 
 import msgspec
+from penstock_core.compiled_hash import CompiledHasher
 from penstock_core.errors import BadInput, Outcome
 from penstock_core.placement import Placement
-from penstock_core.prompt import ChunkHasher, start_bytes
+from penstock_core.prompt import start_bytes
 from penstock_dataplane.exchange import Exchange
 
 from penstock_router.admission import Admission
@@ -161,7 +162,7 @@ class Director:
                 if not chat.rendering
                 else start_bytes(salt=call.salt, adapter=adapter, rendering=chat.rendering)
             )
-            call.prompt = PromptKeys(ChunkHasher(chat.canonical, start, self._secrets.chunk_secret, served.chunk_bytes))
+            call.prompt = PromptKeys(CompiledHasher(chat.canonical, start, self._secrets.chunk_secret, served.chunk_bytes))
             hits, hits_by_id = served.cache.find(call.prompt)
         if call.salt and served.ours and not self._secrets.fleet_token:
             raise Ended(Outcome.FORBIDDEN, "the tenant is isolated, which needs the fleet's token; allowed: tenants without isolation")

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from random import Random
 
+from penstock_core import compiled_hash
 from penstock_core.endpoint import Endpoint, WorkerRecord
 from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_dataplane.client import Client, Origin
@@ -182,6 +183,7 @@ class Directory:
             raise ValueError(f"model {name!r} is served from two sources; allowed: the registry or endpoints given by hand")
         scheduler = Scheduler(self._policy, rng=self._rng)
         scheduler.warm_up()
+        compiled_hash.warm_up()
         turn = Turn(scheduler, self._figures.decision, self._more_coming)
         served = Served(name, scheduler=scheduler, cache=cache, chunk_bytes=chunk_bytes, slo=slo, ours=ours, turn=turn)
         self.models[name] = served

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from penstock_core.compiled_hash import CHUNK_BYTES, CompiledHasher
 from penstock_core.prompt import (
     ChunkHasher,
     PlainMessage,
@@ -187,3 +188,16 @@ def test_plain_messages_have_the_same_canonical_bytes(messages: list[dict[str, o
     """The short way for messages of a role and a text gives what the general way gives."""
     plain = msgspec.json.decode(json.dumps(messages), type=list[PlainMessage])
     assert canonical_plain_chat(plain) == canonical(messages)
+
+
+@given(
+    st.binary(max_size=5000),
+    st.integers(0, 2**64 - 1),
+    st.one_of(st.sampled_from(CHUNK_BYTES), st.integers(1, 1200)),
+    st.lists(st.integers(0, 9), max_size=4),
+)
+def test_compiled_keys_are_those_of_the_library(canonical: bytes, secret: int, chunk_bytes: int, takes: list[int]) -> None:
+    """For any text, secret and chunk size, taken in any pieces, the compiled chain gives xxhash's keys."""
+    compiled, plain = (kind(canonical, b"start", secret, chunk_bytes) for kind in (CompiledHasher, ChunkHasher))
+    for most in (*takes, len(canonical)):
+        np.testing.assert_array_equal(compiled.take(most), plain.take(most))
