@@ -47,7 +47,9 @@ def up(
     profile: Annotated[str, typer.Option(help="Timing of the sim engine.")] = "polynomial-reference",
     speed: Annotated[float, typer.Option(min=0.01, max=1000, help="Times faster than the profile says.")] = 1.0,
     host: Annotated[Host, typer.Option(help="What hosts the workers; auto: Ray where it is installed.")] = Host.AUTO,
-    redis: Annotated[str, typer.Option(help="Redis of your own, redis://host:port/db. [default: start one]")] = "",
+    redis: Annotated[
+        str, typer.Option(envvar="PENSTOCK_REDIS_URL", help="Redis of your own, redis://host:port/db. [default: start one]")
+    ] = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the router; 0: any free one.")] = 8000,
     policy: Annotated[str, typer.Option(help="Placement policy.")] = "target-misses",
     api_keys: Annotated[Path | None, typer.Option(help="File of API keys; none: no authentication.")] = None,

@@ -83,6 +83,11 @@ class RedisServer:
         return process.pid if process is not None and process.poll() is None else None
 
     @property
+    def status(self) -> int | None:
+        """Exit status of a server that ended by itself; None while it runs, before its start and after `stop`."""
+        return self._process.poll() if self._process is not None else None
+
+    @property
     def log_path(self) -> Path:
         return self.data_dir / "redis.log"
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from penstock_core.errors import PenstockError
+from penstock_core.errors import IndexUnavailable, PenstockError
 from penstock_dataplane.loop import run
+from penstock_kvindex.redis import RedisIndex
 from penstock_process.secrets import parse_chunk_secret
+from penstock_router.keys import KeyRing
 from penstock_worker.config import WorkerSecrets
 from penstock_worker.fleet import Fleet
 from penstock_worker.fleet_plan import FleetLimits
@@ -29,7 +31,7 @@ from penstock_cli import snippets
 from penstock_cli.child import Child, descendants, end_all
 from penstock_cli.data_folder import DataFolder, Running
 from penstock_cli.ports import require_free
-from penstock_cli.redis_server import RedisServer
+from penstock_cli.redis_server import NoRedisServer, RedisServer
 from penstock_cli.steps import Steps, Stopped
 from penstock_cli.up_plan import ROUTER_DRAIN_S, WORKER_DRAIN_S, UpPlan
 
@@ -37,6 +39,7 @@ READY_S = 180.0
 _LISTEN = "127.0.0.1"
 _LOOK_S = 0.5
 _POLL_S = 0.05
+_REDIS_S = 3.0
 _RESTART_PAUSE_S = 1.0
 _MARGIN_S = 3.0
 INTERRUPTED = 130
@@ -47,17 +50,21 @@ def run_up(plan: UpPlan, data: DataFolder) -> int:
     console = Console(highlight=False, soft_wrap=True)
     pools = plan.pools()
     host = choose_host(plan.host, console)
+    if plan.api_keys:
+        KeyRing(Path(plan.api_keys))  # the router reads them; here only to say at once that it cannot
+    if plan.redis_url:
+        require_answer(plan.redis_url, plan.model)
     data.open()
     with ExitStack() as stack:
         stack.callback(data.close)
         stack.callback(lambda: end_all(descendants(os.getpid()), _MARGIN_S))  # a net under everything: nothing is left behind
         require_free(_LISTEN, plan.port)
-        redis_url = plan.redis_url
+        redis_url, own_redis = plan.redis_url, None
         try:
             if not redis_url:
-                redis = stack.enter_context(RedisServer(data.path / "redis"))
-                redis_url = redis.url
-                console.print(f"[green]✓[/] Redis  {escape(str(redis.socket_path))}")
+                own_redis = stack.enter_context(RedisServer(data.path / "redis"))
+                redis_url = own_redis.url
+                console.print(f"[green]✓[/] Redis  {escape(str(own_redis.socket_path))}")
             secrets = WorkerSecrets(
                 chunk_secret=parse_chunk_secret(data.chunk_secret_path.read_text(encoding="ascii").strip()),
                 fleet_token=data.fleet_token_path.read_text(encoding="ascii").strip(),
@@ -66,9 +73,28 @@ def run_up(plan: UpPlan, data: DataFolder) -> int:
             fleet = Fleet(
                 make_host(host, data, secrets), pools, fleet_token=secrets.fleet_token, limits=FleetLimits(drain_s=WORKER_DRAIN_S)
             )
-            return run(_Up(plan, data, console, fleet, host, redis_url).serve())
+            return run(_Up(plan, data, console, fleet, host, redis_url, own_redis).serve())
         except KeyboardInterrupt:
             return INTERRUPTED
+
+
+def require_answer(redis_url: str, model: str) -> None:
+    """Ask the Redis that was given for its registry. Raises PenstockError where it does not answer."""
+
+    async def ask() -> None:
+        index = RedisIndex(redis_url, model, timeout_s=_REDIS_S)
+        try:
+            await index.registry()
+        finally:
+            await index.aclose()
+
+    try:
+        asyncio.run(ask())
+    except IndexUnavailable as error:
+        where = _without_password(redis_url)
+        raise PenstockError(
+            f"redis is {where!r} and does not answer ({error}); start it, or leave --redis out and have one started"
+        ) from None
 
 
 def choose_host(wanted: str, console: Console) -> str:
@@ -108,15 +134,19 @@ class _FleetLines(logging.Handler):
 
 
 class _Up:
-    """One run. State: the router's process, replaced when it ends; the two events that signals set."""
+    """One run. State: the router's and Redis' processes, replaced when they end; the event that signals set."""
 
-    def __init__(self, plan: UpPlan, data: DataFolder, console: Console, fleet: Fleet, host: str, redis_url: str) -> None:
+    def __init__(
+        self, plan: UpPlan, data: DataFolder, console: Console, fleet: Fleet, host: str, redis_url: str, own_redis: RedisServer | None
+    ) -> None:
         self.plan = plan
         self.data = data
         self.console = console
         self.fleet = fleet
         self.host = host
         self.redis_url = redis_url
+        self.own_redis = own_redis
+        """None: the user's, and theirs to look after."""
         self.stop = asyncio.Event()
         self.steps = Steps(console, self.stop)
         self.lines = _FleetLines(console)
@@ -241,7 +271,7 @@ class _Up:
         say("\n[dim]penstock status, penstock explain: where requests go and why.  Ctrl-C stops everything.[/]\n")
 
     async def _stay(self) -> None:
-        """Until told to stop; a router that ends is started again on the same port."""
+        """Until told to stop; a router that ends is started again on the same port, a Redis of ours on the same socket."""
         port = int(self.url.rpartition(":")[2])
         while not self.stop.is_set():
             assert self.router is not None  # noqa: S101 -- _start has set it
@@ -249,11 +279,21 @@ class _Up:
                 self.console.print(f"[yellow]router: ended with status {self.router.ended()}; starting it again[/]")
                 await asyncio.sleep(_RESTART_PAUSE_S)
                 self.router = self._start_router(port)
+            if self.own_redis is not None and self.own_redis.pid is None:
+                self._restart_redis(self.own_redis)
             try:
                 async with asyncio.timeout(_LOOK_S):
                     await self.stop.wait()
             except TimeoutError:
                 continue
+
+    def _restart_redis(self, redis: RedisServer) -> None:
+        """It comes back empty; the workers see that and publish again, and routers go on with their mirrors."""
+        self.console.print(f"[yellow]Redis: ended with status {redis.status}; starting it again[/]")
+        try:
+            redis.start(_REDIS_S)
+        except NoRedisServer as error:
+            self.console.print(f"[yellow]Redis: {escape(str(error))}[/]")
 
     async def _end(self) -> None:
         """Router first, so that no request is placed on a worker that is leaving."""

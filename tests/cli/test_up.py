@@ -161,6 +161,27 @@ def test_a_worker_and_the_router_that_are_killed_come_back_with_a_line_each(tmp_
         up.ends_with(0)
 
 
+def test_redis_that_is_killed_comes_back_with_a_line_and_the_workers_register_again(tmp_path: Path) -> None:
+    """A router that starts after it finds every worker: without a new Redis it would find none, for ever."""
+    with started(tmp_path) as up:
+        url = up.running().router_url
+        children = {Path(f"/proc/{pid}/cmdline").read_bytes().decode(): pid for pid in descendants(up.process.pid)}
+        redis, router = (next(pid for line, pid in children.items() if word in line) for word in ("redis.sock", "\0router\0"))
+        os.kill(redis, signal.SIGKILL)
+        wait_until(lambda: "Redis: ended with status -9; starting it again" in up.said(), "no line on the end of Redis")
+        assert ask(url, "Is anybody there?")[0]
+        os.kill(router, signal.SIGKILL)
+
+        def all_listed() -> bool:
+            try:
+                return httpx.get(f"{url}/readyz", timeout=5).json()["models"]["sim"]["endpoints"] == 3
+            except (httpx.HTTPError, KeyError):
+                return False
+
+        wait_until(all_listed, "the workers did not register with the new Redis")
+        assert ask(url, "And now?")[0]
+
+
 def test_kill_9_leaves_no_process_behind(tmp_path: Path) -> None:
     """The kernel ends the children: Redis, workers and router."""
     with started(tmp_path, "--decode", "1") as up:
@@ -183,7 +204,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
             wait_until(lambda: "Stopping" in up.said(), "no word on stopping")
             up.process.send_signal(signal.SIGINT)
             up.ends_with(130)
-        assert [pid for pid in below if lives(pid)] == []
+        wait_until(lambda: not any(lives(pid) for pid in below), "a process outlived the second Ctrl-C")  # killed, perhaps not dead yet
 
 
 def test_ctrl_c_while_starting_leaves_nothing(tmp_path: Path) -> None:
@@ -215,6 +236,9 @@ def test_a_busy_port_is_named_before_anything_starts(tmp_path: Path) -> None:
         (["--model", "a{b}"], "without braces"),
         (["--prefill", "1", "--decode", "0"], "at least one worker that decodes"),
         (["--prefill", "0", "--decode", "2"], "at least one worker that prefills"),
+        (["--api-keys", "/no/such/file"], "cannot read /no/such/file"),
+        (["--redis", "nonsense"], "redis is 'nonsense'; allowed: redis://host:port/db"),
+        (["--redis", "redis://127.0.0.1:1/0"], "--redis"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_what_is_allowed(tmp_path: Path, options: list[str], named: str) -> None:
@@ -224,3 +248,14 @@ def test_settings_that_cannot_work_are_refused_with_what_is_allowed(tmp_path: Pa
     assert named in said.stderr
     assert "Traceback" not in said.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_the_redis_url_may_come_from_the_environment_and_its_password_is_not_shown(tmp_path: Path) -> None:
+    """As README and configuration page say; a Redis that does not answer is named at once."""
+    environ = {**os.environ, "PENSTOCK_REDIS_URL": "redis://:hush-hush@127.0.0.1:1/0"}
+    command = [*PENSTOCK, "up", "--port", "0", "--data", str(tmp_path / "data")]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
+    assert said.returncode == 1
+    assert "127.0.0.1:1" in said.stderr
+    assert "does not answer" in said.stderr
+    assert "hush" not in said.stderr + said.stdout
