@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from penstock_dataplane.loop import run
 from penstock_process import logs
-from penstock_process.system import raise_open_files
+from penstock_process.system import keep_freed_memory, raise_open_files
 from penstock_router.app import Router
 from penstock_router.config import RouterConfig, Secrets
 
@@ -24,10 +24,11 @@ GC_ALLOCATIONS = 20_000
 
 
 def settle_memory() -> None:
-    """Take what start-up made out of the garbage collector's sight and let it look less often.
+    """Take what start-up made out of the garbage collector's sight, let it look less often, and keep what requests free.
 
     Some hundred thousand objects of imports never become garbage, and a request leaves no cycles unless it fails.
     """
+    keep_freed_memory()
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
