@@ -154,18 +154,27 @@ class RoundRobin:
         return int(rows[(self._decoded - 1) % len(rows)])
 
 
-POLICIES = ("target-misses", "round-robin", "least-request", "prefix-affinity")
+POLICIES = (
+    *("target-misses", "round-robin", "least-request", "prefix-affinity"),
+    *("random", "power-of-two", "lmetric", "conductor", "block-cost"),  # in `baselines`
+)
+"""Every name; `block-cost` may carry a scale, as in `block-cost:32`."""
 
 
 def policy_named(name: str, shortlist: int = 16) -> Policy:
     """The policy of that name. Raises ValueError listing the allowed names."""
+    from penstock_router.baselines import baseline_named  # they are written in terms of this module
+
     if name == "target-misses":
         return TargetMisses(shortlist)
     for plain in (RoundRobin, LeastRequest, PrefixAffinity):
         if plain.name == name:
             policy: Policy = plain()
             return policy
-    raise ValueError(f"policy is {name!r}; allowed: {', '.join(POLICIES)}")
+    baseline = baseline_named(name)
+    if baseline is None:
+        raise ValueError(f"policy is {name!r}; allowed: {', '.join(POLICIES)}[:SCALE]")
+    return baseline
 
 
 def _fewest(query: Query, rows: Rows, beliefs: Beliefs, imbalance: float) -> int:

@@ -23,7 +23,6 @@ from penstock_simulator import kv_cache
 from penstock_simulator.clock import Clock
 from penstock_simulator.links import Links
 from penstock_simulator.membership import Membership
-from penstock_simulator.policies import simulated_policy
 from penstock_simulator.setup import Replay, Sample, Setup
 from penstock_simulator.workload import BLOCK_TOKENS, Workload
 
@@ -53,7 +52,7 @@ class Cluster:
             self._fleet.workers[w, fl.DECIDES] = followed or spec.role is not Role.DECODE
         self._order = Random(setup.seed + 1)  # noqa: S311  in which order answers of one pass are heard
         rng = Random(setup.seed)  # noqa: S311  ties between equal costs, nothing secret
-        self._scheduler = Scheduler(simulated_policy(setup.policy), rng=rng, options=Options(longest_first=setup.longest_first))
+        self._scheduler = Scheduler(setup.policy, rng=rng, options=Options(longest_first=setup.longest_first))
         self._clock = Clock()
         self._links = Links([spec.profile.transfer_bytes_per_s for spec in self._specs])
         requests = workload.requests
