@@ -162,8 +162,8 @@ def pieces(router: Router, served: Served, body_bytes: int) -> dict[str, Callabl
         now = loop.time()
         booking = served.scheduler.place((ask,), now)[0]
         assert booking is not None
-        booking.first_token(now + 0.01)
         booking.facts(0, 1000, now + 0.01)
+        booking.answered(now + 0.01)
         booking.done(now + 0.01, 64)
 
     return {
@@ -171,7 +171,7 @@ def pieces(router: Router, served: Served, body_bytes: int) -> dict[str, Callabl
         "chunk keys": lambda: CompiledHasher(chat.canonical, start, 0).take(prompt.chunks),
         "mirror look-up": lambda: served.cache.find(prompt),
         "mirror booking": lambda: served.cache.book(served.live[0], prompt, loop.time()),
-        "place, first token, facts, done": whole_booking,
+        "place, facts, answered, done": whole_booking,
         "decode_facts": lambda: decode_facts(facts),
         "read_usage": lambda: read_usage(answer),
         "read_head": lambda: read_head(head, rng, forward_authorization=False),

@@ -124,15 +124,28 @@ class Booking:
             return
         self.prefilled(now)  # a prefill leg whose answer came later than the first token, or is never looked at
         if not self._streaming:
-            kernel.computed(self._beliefs.rows, r, self._new, now)
-            self._new = 0.0
-            self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
+            self._computed_whole(r, now)
             self._beliefs.add_streams(r, 1, self._prompt)
             self._streaming = True
         ask = self._ask
         most = math.inf if ask.max_tokens is None else float(ask.max_tokens)
         self._beliefs.open_cell(r, self, now, ask.slo.itl_s, most)
         self._beliefs.row_cells[self._context_at] += 1.0
+
+    def answered(self, now: float) -> None:
+        """The answer came in one piece: its prompt is through, and there is no stream left that could be stalled. `done` follows."""
+        r = self._decode_row
+        if self.cell >= 0 or r < 0:
+            return
+        self.prefilled(now)
+        if not self._streaming and self._new:  # the second time there is nothing left to be through
+            self._computed_whole(r, now)
+
+    def _computed_whole(self, r: int, now: float) -> None:
+        """What was placed whole at row r is through its prefill."""
+        kernel.computed(self._beliefs.rows, r, self._new, now)
+        self._new = 0.0
+        self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
 
     def token(self, now: float, tokens: float = 1.0) -> None:
         """Another content chunk came (or, told together, as many as `tokens` with the last at `now`). Called for every chunk."""

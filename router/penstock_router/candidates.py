@@ -21,22 +21,23 @@ def weighed(beliefs: Beliefs, rows: Rows, divided: bool) -> tuple[Candidate, ...
     `ttft` is the predicted TTFT over its target: what the cost holds beside the other terms (and `no_room`, a million).
     """
     found = []
-    for r in rows:
-        row, endpoint = beliefs.rows[r], _known(beliefs, int(r))
+    for r in rows.tolist():
+        row, endpoint = beliefs.row_cells[r * col.ROW : (r + 1) * col.ROW], _known(beliefs, r)
         partner = int(row[col.PARTNER]) if divided else -1
-        if not math.isfinite(row[col.COST]):
+        cost = row[col.COST]
+        if not math.isfinite(cost):
             continue
-        terms = {name: float(row[column]) for name, column in _TERMS.items()}
-        terms["ttft"] = float(row[col.COST]) - sum(terms.values())
+        terms = {name: row[column] for name, column in _TERMS.items()}
+        terms["ttft"] = cost - sum(terms.values())
         found.append(
             Candidate(
                 decode="" if divided and partner < 0 else _known(beliefs, partner).id if divided else endpoint.id,
                 prefill=endpoint.id if divided else None,
                 hit_tokens=int(row[col.HIT_TOKENS]),
-                ttft_s=float(row[col.TTFT_S]),
-                itl_s=float(row[col.ITL_S]),
+                ttft_s=row[col.TTFT_S],
+                itl_s=row[col.ITL_S],
                 terms=terms,
-                cost=float(row[col.COST]),
+                cost=cost,
             )
         )
     return tuple(found)
@@ -45,10 +46,10 @@ def weighed(beliefs: Beliefs, rows: Rows, divided: bool) -> tuple[Candidate, ...
 def counted(beliefs: Beliefs, rows: Rows, divided: frozenset[int]) -> tuple[Candidate, ...]:
     """Candidates of a policy that counts requests; it predicts nothing, so its seconds are 0."""
     found = []
-    for r in rows:
-        row, one = beliefs.rows[r], _known(beliefs, int(r))
-        away = int(r) in divided
-        running = float(row[col.RUNNING])
+    for r in rows.tolist():
+        row, one = beliefs.row_cells[r * col.ROW : (r + 1) * col.ROW], _known(beliefs, r)
+        away = r in divided
+        running = row[col.RUNNING]
         terms = {"running": running}
         found.append(
             Candidate("" if away else one.id, one.id if away else None, int(row[col.HIT_TOKENS]), 0.0, 0.0, terms=terms, cost=running)

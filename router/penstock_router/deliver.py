@@ -18,7 +18,7 @@ from penstock_dataplane.wire import HeaderList
 from penstock_router.call import Call, LegFailed
 from penstock_router.legs import Legs, out_of_time
 from penstock_router.metrics import Figures
-from penstock_router.openai import CHAT, COMPLETIONS, error_event, merge_usage, read_usage
+from penstock_router.openai import CHAT, COMPLETIONS, error_event, is_object, merge_usage, read_usage
 from penstock_router.stream_tap import StreamTap
 
 _LEAST_REPORT_INTERVAL_S = 0.05
@@ -83,13 +83,16 @@ class Deliverer:
 
     async def _whole(self, call: Call, endpoint: Endpoint, response: Response) -> None:
         if call.booking is not None:
-            call.booking.first_token(asyncio.get_running_loop().time())
+            began = call.booking.answered if response.complete else call.booking.first_token
+            began(asyncio.get_running_loop().time())
         try:
             body = await response.read()
         except UpstreamError as error:
             raise self._legs.failure(call, endpoint, error) from None
         if call.chat.path in _GENERATION:
             call.usage, _ = read_usage(body)
+            if call.usage is None and not is_object(body):
+                raise LegFailed(endpoint, "garbage", f"answered {response.status} with a body that is no JSON object")
             if call.prefill_usage is not None:
                 body = merge_usage(body, call.prefill_usage)
         call.outcome = Outcome.OK

@@ -10,7 +10,7 @@ from penstock_router.policies import POLICIES
 
 pytestmark = pytest.mark.usefixtures("each_kernel")
 
-ACTIONS = ("prefilled", "prefill_failed", "bind", "first_token", "token", "facts", "done")
+ACTIONS = ("prefilled", "prefill_failed", "bind", "first_token", "answered", "token", "facts", "done")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -172,3 +172,16 @@ def test_a_report_frees_a_worker_that_is_further_than_believed(build):
     assert scheduler.conflicts == 1
     assert scheduler.place([build.ask(500)], 1.2)[0].placement.ttft_s == pytest.approx(0.060)
     booking.done(1.3)
+
+
+def test_a_whole_answer_is_through_without_ever_being_a_stream(build):
+    """Answered at once: nothing of it waits any more, none of it is a stream, and its length is learned in the end."""
+    scheduler = build.scheduler([build.endpoint("w")])
+    booking = scheduler.place([build.ask(1_000)], 0.0)[0]
+    assert build.counts(scheduler)["BOOKED"] == 1_000.0
+    booking.answered(0.1)
+    booking.answered(0.2)
+    assert build.counts(scheduler) | {"RUNNING": 0.0, "KV_BOOKED": 0.0} == dict.fromkeys(build.counts(scheduler), 0.0)
+    booking.done(0.3, 64)
+    assert set(build.counts(scheduler).values()) == {0.0}
+    assert scheduler.lengths._unlearned == [64]
