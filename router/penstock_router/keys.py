@@ -99,16 +99,20 @@ class KeyRing:
         """Read the file again if it is another one than before. Raises KeyFileError and keeps the old keys if it is bad."""
         if self._path is None:
             return False
+        stamp = _NO_FILE
         try:
             found = self._path.stat()
             stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
             if stamp == self._stamp:
                 return False
+            self._stamp = stamp  # a bad file is complained about once, not every second
             if found.st_size > _MOST_FILE_BYTES:
                 raise KeyFileError(f"API keys: the file has {found.st_size} bytes; allowed: at most {_MOST_FILE_BYTES}")
-            self._stamp = stamp  # a bad file is complained about once, not every second
             keys = parse_keys(self._path.read_bytes())
         except OSError as error:
+            if stamp == self._stamp == _NO_FILE:
+                return False
+            self._stamp = stamp
             raise KeyFileError(f"API keys: cannot read {self._path}: {error.strerror}") from None
         digests = ((self._digest(key.encode()), tenant) for key, tenant in keys.items())
         self._tenants = {digest: (digest, tenant) for digest, tenant in digests}
@@ -119,6 +123,8 @@ class KeyRing:
 
 
 _NO_DIGEST = bytes(32)
+_NO_FILE = (0, 0, 0)
+"""Stamp of a file that is not there."""
 
 
 def same_key(presented: bytes | None, expected: str) -> bool:

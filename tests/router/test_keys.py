@@ -52,6 +52,12 @@ def test_a_changed_file_takes_effect_and_a_bad_one_does_not(tmp_path):
     with pytest.raises(KeyFileError, match="weight is -1"):
         keys.reload_if_changed()
     assert keys.tenant_of(b"Bearer sk-new") and not keys.reload_if_changed()
+    path.unlink()
+    with pytest.raises(KeyFileError, match="cannot read"):
+        keys.reload_if_changed()
+    assert keys.tenant_of(b"Bearer sk-new") and not keys.reload_if_changed()
+    path.write_bytes(FILE)
+    assert keys.reload_if_changed() and keys.tenant_of(b"Bearer sk-red")
 
 
 @pytest.mark.parametrize("text", [b"sk-secret: 5", b"sk-secret: {tenat: x}", b"{sk-secret", b"sk-secret: {tenant: ''}", b"- sk-secret"])
