@@ -191,8 +191,10 @@ class Director:
         request = call.exchange.request
         if request.path in CAPABILITIES:
             raise Ended(Outcome.BAD_REQUEST, f"method is {request.method}; allowed: POST", status=405)
-        if request.method != "GET" or not request.path.startswith(MODELS):
+        if request.path != MODELS and not request.path.startswith(MODELS + "/"):
             raise Ended(Outcome.BAD_REQUEST, f"path is {request.path[:200]}; allowed: {', '.join((*CAPABILITIES, MODELS))}", status=404)
+        if request.method != "GET":
+            raise Ended(Outcome.BAD_REQUEST, f"method is {request.method}; allowed: GET", status=405)
         listing = list(self._directory.listing())
         name = request.path[len(MODELS) + 1 :]
         body = models_body(listing, self._started_s)

@@ -21,7 +21,7 @@ from penstock_router.call import Call, Ended, LegFailed
 from penstock_router.deliver import Deliverer, learn
 from penstock_router.legs import Legs, out_of_time
 from penstock_router.metrics import Figures
-from penstock_router.openai import decode_body, prefill_body, read_transfer_params, read_usage, stream_body
+from penstock_router.openai import CAPABILITIES, decode_body, prefill_body, read_transfer_params, read_usage, stream_body
 from penstock_router.scheduling import Ask, Booking
 from penstock_router.transfer import Connector, TransferBroken, connector_named
 
@@ -84,6 +84,10 @@ class Dispatch:
     def _gave_up(self, call: Call, last: LegFailed | None) -> Ended:
         model = call.served.name
         if last is None:
+            declared = {capability for one in call.served.live for capability in one.record.capabilities}
+            if declared and call.chat.capability not in declared:
+                allowed = ", ".join(path for path, capability in CAPABILITIES.items() if capability in declared)
+                return Ended(Outcome.BAD_REQUEST, f"path is {call.chat.path}; allowed for {model}: {allowed}")
             return Ended(Outcome.NO_ENDPOINT, f"no endpoint of {model} can take this request now (0 placements tried)", retry_after_s=1)
         said = f"{call.tried} placement{'s' if call.tried != 1 else ''} tried, the last failed: {last}"
         if last.reason.startswith("refused"):

@@ -103,6 +103,23 @@ def test_wrong_paths_and_methods_say_what_is_allowed(play):
         assert (await world.send("/v1/nothing", b"{}")).status == 404
         wrong = await world.send(CHAT, method="GET")
         assert wrong.status == 405 and "POST" in wrong.error["message"]
+        wrong = await world.send("/v1/models", method="DELETE")
+        assert wrong.status == 405 and "GET" in wrong.error["message"]
+        assert (await world.send("/v1/modelsaurus", method="GET")).status == 404
+
+    play(scenario)
+
+
+def test_a_path_that_no_endpoint_of_the_model_serves_is_400_and_lists_those_that_do(play):
+    """No use trying again: it is no 503, and no `Retry-After`."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        await world.start_router(one.url)
+        answer = await world.send("/v1/embeddings", b'{"model": "m", "input": "x"}')
+        assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "bad_request", None)
+        assert "/v1/embeddings" in answer.error["message"] and CHAT in answer.error["message"]
+        assert "retry-after" not in answer.headers and one.seen == []
 
     play(scenario)
 
