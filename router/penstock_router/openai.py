@@ -99,7 +99,8 @@ def _body_type(name: str, message: Any) -> type[msgspec.Struct]:
 
 _decode_plain_body = msgspec.json.Decoder(_body_type("_PlainBody", PlainMessage)).decode
 _decode_body = msgspec.json.Decoder(_body_type("_Body", dict[str, Raw])).decode
-_decode_head = msgspec.json.Decoder(_Head).decode
+_OtherBody = msgspec.defstruct("_OtherBody", [(name, Raw | UnsetType, UNSET) for name in _ROUTER_FIELDS], bases=(_Head,))
+_decode_other = msgspec.json.Decoder(_OtherBody).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_prompt = msgspec.json.Decoder(str | list[int | str | list[int]]).decode
 _RENDERING = tuple(sorted(RENDERING_FIELDS))
@@ -112,7 +113,8 @@ def parse(path: str, body: bytes) -> ChatRequest:
     """Read a POST to one of CAPABILITIES' paths. Raises BadInput naming the field, what was sent and what is allowed."""
     try:
         if path not in (CHAT, COMPLETIONS):
-            head = _decode_head(body)
+            head: Any = _decode_other(body)
+            _refuse_router_fields(head)
             return ChatRequest(
                 path=path,
                 model=head.model,
@@ -140,13 +142,17 @@ def _read_generation(body: bytes) -> Any:
         return _decode_body(body)
 
 
+def _refuse_router_fields(read: Any) -> None:
+    for name in _ROUTER_FIELDS:
+        if getattr(read, name) is not UNSET:
+            raise BadInput(f"{name} is set by the router and must not be sent by a client; leave it out", param=name)
+
+
 def _rendering(read: Any) -> Mapping[str, Raw]:
     """The rendering fields that the request has. Raises BadInput for a field of the router's own."""
     if _rare_fields(read) == _NO_RARE_FIELD:
         return _NO_RENDERING
-    for name in _ROUTER_FIELDS:
-        if getattr(read, name) is not UNSET:
-            raise BadInput(f"{name} is set by the router and must not be sent by a client; leave it out", param=name)
+    _refuse_router_fields(read)
     return {name: value for name in _RENDERING if (value := getattr(read, name)) is not UNSET}
 
 
@@ -282,6 +288,15 @@ def read_usage(json: bytes) -> tuple[Usage | None, bool]:
     details = answer.usage.prompt_tokens_details
     usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens, details.cached_tokens if details else None)
     return usage, not answer.choices
+
+
+def is_object(body: bytes) -> bool:
+    """Whether a body is a JSON object, as every answer and every error of an OpenAI-compatible server is."""
+    try:
+        _decode_fields(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    return True
 
 
 def read_transfer_params(json: bytes) -> Raw | None:

@@ -42,6 +42,8 @@ def body(**fields: Any) -> bytes:
         (COMPLETIONS, body(prompt=[1, 2**32]), "prompt", "token id"),
         (COMPLETIONS, body(prompt={"a": 1}), None, "Expected"),
         ("/v1/embeddings", b'{"input":"x"}', "model", "model"),
+        ("/v1/responses", b'{"model":"m","input":"x","kv_transfer_params":{}}', "kv_transfer_params", "set by the router"),
+        ("/v1/messages", b'{"model":"m","bootstrap_room":1}', "bootstrap_room", "set by the router"),
     ],
 )
 def test_bad_bodies_are_refused_by_field(path: str, sent: bytes, param: str | None, says: str) -> None:
