@@ -15,6 +15,7 @@ from penstock_dataplane.errors import ConnectFailed, ConnectionLost, DeadlineExc
 
 from penstock_router.call import Answered, Call, Ended, LegFailed
 from penstock_router.endpoints import Directory
+from penstock_router.openai import is_object
 
 _REFUSALS = frozenset({"full", "draining", "epoch", "kv"})
 _PASSED_BODY_BYTES = 1 << 20
@@ -84,9 +85,12 @@ class Legs:
             reason = "busy" if status in _RETRIED_STATUSES else "server_error" if status >= 500 else "garbage"
             return LegFailed(endpoint, reason, f"answered {status}")
         try:
-            return Answered(status, response.headers, await response.read(_PASSED_BODY_BYTES))
+            body = await response.read(_PASSED_BODY_BYTES)
         except UpstreamError as error:
             return self.failure(call, endpoint, error)
+        if not is_object(body):  # a proxy's page, not an engine's word on the request
+            return LegFailed(endpoint, "garbage", f"answered {status} with a body that is no JSON object")
+        return Answered(status, response.headers, body)
 
 
 def out_of_time(call: Call) -> Ended:

@@ -12,6 +12,9 @@ FAILURES = {
     "garbage": says(b"EHLO nonsense\r\n\r\n", close=True),
     "server_error": says(whole(500, b"<html>oops</html>", kind="text/html")),
     "busy": says(whole(429, b"{}")),
+    "html_with_200": says(whole(200, b"<html>welcome</html>", kind="text/html")),
+    "html_with_404": says(whole(404, b"<html>no such page</html>", kind="text/html")),
+    "nothing_with_200": says(whole(200, b"")),
     "mid_body": says(whole(200, b'{"cut": 1}')[:-3], close=True),
     "empty_stream": says(STREAM_HEAD + b"0\r\n\r\n"),
     "cut_before_first_byte": says(STREAM_HEAD, close=True),
@@ -48,7 +51,8 @@ def test_a_failure_before_the_first_byte_is_tried_elsewhere(play, kind):
         answers = [await world.chat(stream=True) for _ in range(4)]
         assert [answer.text for answer in answers if answer.status == 200].count("from b") >= 2
         assert [answer.status for answer in answers] == [200] * 4
-        reasons = {"mid_body": "connection_lost", "empty_stream": "garbage", "cut_before_first_byte": "connection_lost"}
+        reasons = {"mid_body": "connection_lost", "cut_before_first_byte": "connection_lost"}
+        reasons |= dict.fromkeys(("empty_stream", "html_with_200", "html_with_404", "nothing_with_200"), "garbage")
         assert router.figures.retries == {reasons.get(kind, kind): 1}
         assert world.outcomes() == {"ok": 4}
 
