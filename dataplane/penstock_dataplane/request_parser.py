@@ -146,12 +146,12 @@ class RequestParser:
             size = _FEED_BYTES
             if self.head_done and not self._chunked:
                 size = max(1, self._length - len(self._body))
-            piece = bytes(view[start : start + size])
-            start += len(piece)
+            piece = view[start : start + size]
             try:
                 self._llhttp.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
-                return self._decline_upgrade(piece[upgrade.args[0] :] + data[start:])
+                return self._decline_upgrade(data[start + upgrade.args[0] :])
+            start += len(piece)
             if self.ready:
                 break
             self._account(len(piece))
@@ -245,6 +245,9 @@ class RequestParser:
         body = self._body
         if not body:
             self._body = data
+            return
+        if type(body) is bytes and len(body) + len(data) == self._length:
+            self._body = body + data  # most long bodies: what came with the head, and the rest
             return
         if type(body) is not bytearray:
             self._body = body = bytearray(body)
