@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from penstock_core.errors import PenstockError
+from penstock_router.policy_names import ALLOWED
 
 from penstock_cli.simulate import simulate
 
@@ -51,7 +52,7 @@ def up(
         str, typer.Option(envvar="PENSTOCK_REDIS_URL", help="Redis of your own, redis://host:port/db. [default: start one]")
     ] = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the router; 0: any free one.")] = 8000,
-    policy: Annotated[str, typer.Option(help="Placement policy.")] = "target-misses",
+    policy: Annotated[str, typer.Option(help=f"Placement policy: {ALLOWED}.")] = "target-misses",
     api_keys: Annotated[Path | None, typer.Option(help="File of API keys; none: no authentication.")] = None,
     data: Data = None,
 ) -> None:
@@ -146,7 +147,7 @@ def router(
     model: Annotated[list[str] | None, typer.Option(help="Served model to follow in the registry. Repeatable.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. [default: 8000]")] = None,
-    policy: Annotated[str | None, typer.Option(help="Placement policy. [default: target-misses]")] = None,
+    policy: Annotated[str | None, typer.Option(help=f"Placement policy: {ALLOWED}. [default: target-misses]")] = None,
     api_keys: Annotated[str | None, typer.Option(help="File of API keys; none: no authentication.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as name=value. Repeatable.")] = None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from penstock_router.policy_names import ALLOWED, parse_policy
 
 if TYPE_CHECKING:
     from penstock_simulator.setup import Replay, Setup, WorkerSpec
@@ -38,7 +39,7 @@ def simulate(
     workers: Annotated[int, typer.Option(min=0, max=1024, help="Workers that prefill and decode.")] = 0,
     prefill: Annotated[int, typer.Option(min=0, max=1024, help="Prefill workers.")] = 0,
     decode: Annotated[int, typer.Option(min=0, max=1024, help="Decode workers.")] = 0,
-    policy: Annotated[str, typer.Option(help="Placement policy.")] = "target-misses",
+    policy: Annotated[str, typer.Option(help=f"Placement policy: {ALLOWED}.")] = "target-misses",
     compare: Annotated[str, typer.Option(help="Several policies, with commas, on the same traffic.")] = "",
     slo_ttft_ms: Annotated[float, typer.Option(help="TTFT target.")] = 2_000.0,
     slo_itl_ms: Annotated[float, typer.Option(help="ITL target.")] = 50.0,
@@ -68,6 +69,8 @@ def simulate(
     fleet = _fleet(workers, prefill, decode, profile, transfer_gb_per_s)
     slo = Slo(slo_ttft_ms / 1e3, slo_itl_ms / 1e3)
     names = [name.strip() for name in (compare or policy).split(",") if name.strip()]
+    for name in names:
+        parse_policy(name)  # before the first of many replays
     common = Setup(
         workers=fleet,
         slo=slo,

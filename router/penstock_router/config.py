@@ -15,6 +15,8 @@ from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_process.secrets import ADMIN_KEY, CHUNK_SECRET, FLEET_TOKEN, Unprinted, parse_chunk_secret, read_secret
 from penstock_process.settings import LOG_LEVELS, ConfigError, check_one_of, check_ranges, load_settings, to_settings
 
+from penstock_router.policy_names import parse_policy
+
 CONNECTORS = ("none", "nixl", "sglang", "mooncake")
 
 
@@ -78,6 +80,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Followed in the registry."""
     endpoints: tuple[GivenEndpoint, ...] = ()
     policy: str = "target-misses"
+    """target-misses, round-robin, least-request, prefix-affinity, random, power-of-two, lmetric, conductor or block-cost[:SCALE]."""
     api_keys: str = ""
     """Path; empty: no authentication."""
     forward_authorization: bool = False
@@ -127,6 +130,10 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
         check_one_of("log_level", self.log_level, LOG_LEVELS)
+        try:
+            parse_policy(self.policy)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if self.models and not self.redis_url:
             raise ConfigError("models are given without redis_url; allowed: redis_url with models, or endpoints given by hand")
         if self.redis_url and not self.models:

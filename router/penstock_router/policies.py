@@ -1,4 +1,4 @@
-"""The policies that choose an endpoint, all behind one Protocol: `target-misses` (the default) and three plain ones.
+"""The policies that choose an endpoint, all behind one Protocol: `target-misses` (the default) and three plain ones; see `baselines`.
 
 The scheduler asks them; callers never ask which one they hold. A policy reads beliefs and hits, books nothing, and keeps
 no clock. Sources: target-misses: design, "Placement"; prefix-affinity: AIBrix's prefix-cache router.
@@ -15,9 +15,13 @@ from penstock_router import kernel
 from penstock_router.beliefs import Beliefs
 from penstock_router.candidates import counted, weighed
 from penstock_router.cohorts import Cohort, Rows
+from penstock_router.policy_names import POLICY_NAMES, parse_policy
 
 AIBRIX_IMBALANCE = 8.0
 """Running requests by which the endpoints may differ before prefixes stop counting."""
+
+
+POLICIES = POLICY_NAMES
 
 
 class Query:
@@ -154,27 +158,18 @@ class RoundRobin:
         return int(rows[(self._decoded - 1) % len(rows)])
 
 
-POLICIES = (
-    *("target-misses", "round-robin", "least-request", "prefix-affinity"),
-    *("random", "power-of-two", "lmetric", "conductor", "block-cost"),  # in `baselines`
-)
-"""Every name; `block-cost` may carry a scale, as in `block-cost:32`."""
-
-
 def policy_named(name: str, shortlist: int = 16) -> Policy:
-    """The policy of that name. Raises ValueError listing the allowed names."""
+    """The policy of that name, as `policy_names` writes it. Raises ValueError listing the allowed names."""
     from penstock_router.baselines import baseline_named  # they are written in terms of this module
 
-    if name == "target-misses":
+    kind, scale = parse_policy(name)
+    if kind == "target-misses":
         return TargetMisses(shortlist)
     for plain in (RoundRobin, LeastRequest, PrefixAffinity):
-        if plain.name == name:
+        if plain.name == kind:
             policy: Policy = plain()
             return policy
-    baseline = baseline_named(name)
-    if baseline is None:
-        raise ValueError(f"policy is {name!r}; allowed: {', '.join(POLICIES)}[:SCALE]")
-    return baseline
+    return baseline_named(kind, scale)
 
 
 def _fewest(query: Query, rows: Rows, beliefs: Beliefs, imbalance: float) -> int:

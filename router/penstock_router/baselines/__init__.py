@@ -8,6 +8,6 @@ from penstock_router.baselines.block_cost import BlockCost
 from penstock_router.baselines.chance import PowerOfTwo, RandomChoice
 from penstock_router.baselines.conductor import Conductor
 from penstock_router.baselines.lmetric import LMetric
-from penstock_router.baselines.named import BASELINES, baseline_named
+from penstock_router.baselines.named import baseline_named
 
-__all__ = ["BASELINES", "BlockCost", "Conductor", "LMetric", "PowerOfTwo", "RandomChoice", "baseline_named"]
+__all__ = ["BlockCost", "Conductor", "LMetric", "PowerOfTwo", "RandomChoice", "baseline_named"]

@@ -11,9 +11,9 @@ from penstock_router.baselines.priced import Prices, choice, hit_tokens, least
 from penstock_router.beliefs import Beliefs
 from penstock_router.cohorts import Cohort, Rows
 from penstock_router.policies import Choice, Query
+from penstock_router.policy_names import MOST_SCALE, SCALE_RANGE
 
 BLOCK_TOKENS = 64.0
-MOST_SCALE = 1e6
 
 
 class BlockCost:
@@ -27,7 +27,7 @@ class BlockCost:
 
     def __init__(self, scale: float = 1.0) -> None:
         if not 0.0 <= scale <= MOST_SCALE:
-            raise ValueError(f"block-cost's scale is {scale!r}; allowed: 0..{MOST_SCALE:g}")
+            raise ValueError(f"block-cost's scale is {scale!r}; allowed: {SCALE_RANGE}")
         self._scale = scale
         self.name = f"block-cost:{scale:g}"
 

@@ -1,12 +1,17 @@
 """Block cost by hand: what is queued, what is held, what is in work, and the scale between them."""
 
+import re
 from random import Random
 
 import numpy as np
 import pytest
 from penstock_core.endpoint import Endpoint, Role, WorkerRecord
 from penstock_core.profile import DEFAULT_PROFILE
+from penstock_process.settings import ConfigError
 from penstock_router.baselines import BlockCost
+from penstock_router.config import RouterConfig
+from penstock_router.policies import policy_named
+from penstock_router.policy_names import POLICY_NAMES
 from penstock_router.scheduling import Ask, Booking, Scheduler
 
 
@@ -102,3 +107,33 @@ def test_a_scale_out_of_range_is_refused(scale: float) -> None:
     """Value and range."""
     with pytest.raises(ValueError, match="block-cost's scale is"):
         BlockCost(scale)
+
+
+def test_every_name_gives_the_policy_of_that_name_and_block_cost_takes_a_scale() -> None:
+    """`block-cost` alone is at scale 1."""
+    for name in POLICY_NAMES:
+        assert policy_named(name).name.partition(":")[0] == name
+    assert [policy_named(name).name for name in ("block-cost", "block-cost:32", "block-cost:0.5")] == [
+        "block-cost:1",
+        "block-cost:32",
+        "block-cost:0.5",
+    ]
+
+
+@pytest.mark.parametrize("name", ["best", "", "random:2", "target-misses:", "block-costs", ":3"])
+def test_an_unknown_name_is_told_all_that_are_allowed(name: str) -> None:
+    """The value, and the list."""
+    with pytest.raises(ValueError, match=re.escape(f"policy is {name!r}; allowed: target-misses, round-robin,")) as refused:
+        policy_named(name)
+    assert str(refused.value).endswith("conductor, block-cost[:SCALE]")
+
+
+@pytest.mark.parametrize("scale", ["x", "", "-1", "nan", "inf", "1e7", "1:2"])
+def test_a_scale_that_is_not_allowed_is_refused_by_name_and_by_the_configuration(scale: str) -> None:
+    """The value and the range, in both."""
+    said = re.escape(f"policy is 'block-cost:{scale}'; allowed: block-cost:SCALE with a SCALE of 0..1,000,000")
+    with pytest.raises(ValueError, match=said):
+        policy_named(f"block-cost:{scale}")
+    with pytest.raises(ConfigError, match=said):
+        RouterConfig(policy=f"block-cost:{scale}")
+    assert RouterConfig(policy="block-cost:32").policy == "block-cost:32"
