@@ -43,7 +43,9 @@ class Conductor:
         queue_s = self._waiting_s(rows, beliefs)
         n = query.cells[col.PROMPT]
         new = n - hit_tokens(query, rows, beliefs)
-        own_s = np.array([_alone_s(beliefs, r, u) for r, u in zip(rows.tolist(), new.tolist(), strict=True)])
+        budgets = np.maximum(1.0, beliefs.rows[rows, PASS_TOKENS])
+        one_by_one = zip(rows.tolist(), new.tolist(), budgets.tolist(), strict=True)
+        own_s = np.array([kernel.through_s(beliefs.rows, r, u, budget, 0.0) for r, u, budget in one_by_one])
         away = np.array([r in cohort.divided for r in rows.tolist()])
         transfer_s: Prices = np.where(away, n * beliefs.rows[rows, TRANSFER_TOKEN], 0.0)
         terms = {"queue": queue_s, "own": own_s, "transfer": transfer_s}

@@ -28,16 +28,21 @@ class LMetric:
         if not len(rows):
             return None
         now, n = query.cells[col.NOW_S], query.cells[col.PROMPT]
-        for r in rows.tolist():
+        for r in rows[_waiting(rows, beliefs) > 0.0].tolist():
             kernel.advance(beliefs.rows, r, now)
-        told = beliefs.rows[rows]
-        waiting = told[:, col.BOOKED] + told[:, col.FOREIGN_PROMPT] - told[:, col.COMPUTED]
-        tokens = waiting + n - hit_tokens(query, rows, beliefs)
+        tokens = _waiting(rows, beliefs) + n - hit_tokens(query, rows, beliefs)
         batch = _batch(rows, beliefs) + 1.0
         return choice(query, cohort, beliefs, tokens * batch, {"new_tokens": tokens, "batch": batch}, seconds=False)
 
     def decode(self, query: Query, rows: Rows, beliefs: Beliefs) -> int | None:
         return int(rows[least(_batch(rows, beliefs), rows, query.seed)]) if len(rows) else None
+
+
+def _waiting(rows: Rows, beliefs: Beliefs) -> Prices:
+    """Prompt tokens at each row that are not computed yet, foreign ones included."""
+    told = beliefs.rows[rows]
+    waiting: Prices = told[:, col.BOOKED] + told[:, col.FOREIGN_PROMPT] - told[:, col.COMPUTED]
+    return waiting
 
 
 def _batch(rows: Rows, beliefs: Beliefs) -> Prices:

@@ -71,6 +71,7 @@ def test_a_dedicated_prefill_endpoint_pays_the_hand_over_and_the_least_step_deco
     scheduler = build.scheduler(endpoints, "conductor")
     first = scheduler.place([build.ask(900, explain=True)], 0.0)[0]
     assert seen(first) == {"p": approx(0.0, 0.100, 0.0009)}
+    assert first.placement.ttft_s == pytest.approx(0.1009)
     second = scheduler.place([build.ask(100, explain=True)], 0.0)[0]
     assert seen(second) == {"p": approx(0.100, 0.020, 0.0001)}
     assert {first.bind_decode(0.2).id, second.bind_decode(0.2).id} == {"x", "y"}
