@@ -11,9 +11,10 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 
+import msgspec
 from penstock_dataplane.loop import run
 from penstock_process import logs
-from penstock_process.system import keep_freed_memory, raise_open_files
+from penstock_process.system import SPARE_FILES, keep_freed_memory, raise_open_files
 from penstock_router.app import Router
 from penstock_router.config import RouterConfig, Secrets
 
@@ -34,11 +35,27 @@ def settle_memory() -> None:
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
 
 
+def fitted(config: RouterConfig, files: int) -> RouterConfig:
+    """The settings that hold where only so many files may be open (below 0: no limit).
+
+    A third is for connections to upstreams, one an active request; the rest for clients and the eighth more that the server lets in
+    to refuse them. So clients which say nothing cannot take what requests need.
+    """
+    room = files - SPARE_FILES
+    if files < 0 or config.connections * 9 // 8 + config.active_requests <= room:
+        return config
+    active = min(config.active_requests, max(1, room // 3))
+    connections = min(config.connections, max(1, room * 7 // 12))
+    facts = {"connections": connections, "active_requests": active}
+    log.warning("fewer connections and active requests are allowed than was set", extra={"facts": facts})
+    return msgspec.structs.replace(config, connections=connections, active_requests=active)
+
+
 def run_router(config: RouterConfig, secrets: Secrets, *, started: Callable[[str, int], None] | None = None) -> int:
     """Run a router until it has drained. `started(host, port)` is called once it listens. Gives the process' exit status:
     0 after a clean end, 1 when streams had to be cut. Raises ConfigError, KeyFileError or OSError when it cannot start."""
     logs.configure(config.log_level)
-    raise_open_files(2 * config.connections)
+    config = fitted(config, raise_open_files(config.connections * 9 // 8 + config.active_requests))
     return run(_serve(config, secrets, started))
 
 

@@ -73,7 +73,11 @@ class ServerConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=self.server.limits.write_high_water_bytes)
         self._wait(Phase.IDLE)
         if not self.server.admit(self):
-            self._refuse(503, "too many connections")
+            if self.server.crowded:
+                self.phase = Phase.CLOSING
+                self._transport.abort()
+            else:
+                self._refuse(503, "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.CLOSING

@@ -159,6 +159,11 @@ class Server:
         return len(self._connections)
 
     @property
+    def crowded(self) -> bool:
+        """An eighth over `max_connections`: refusals linger until they are read, and even those are bounded."""
+        return len(self._connections) > max(self.limits.max_connections + 8, self.limits.max_connections * 9 // 8)
+
+    @property
     def exchanges(self) -> int:
         """Handlers at work."""
         return len(self._tasks)
