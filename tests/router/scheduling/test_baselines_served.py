@@ -24,7 +24,7 @@ def test_a_router_serves_with_the_policy(play, policy):
         assert [one.status for one in answers] == [200] * 12
         assert world.outcomes() == {"ok": 12}
         word = "least-cost" if policy == "target-misses" else policy.partition(":")[0]
-        assert all(one.headers["x-penstock-explain"].endswith(f"reason={word}") for one in answers)
+        assert all(one.headers["x-penstock-placement"].endswith(f"reason={word}") for one in answers)
 
     play(scenario)
 
