@@ -61,4 +61,4 @@ def test_a_fields_text_is_the_string_below_it() -> None:
     """Fields without one are left out; pipes do not break the table."""
     texts = field_texts(RouterConfig)
     assert texts["drain_s"] == "How long streams may go on after SIGTERM."
-    assert "policy" not in texts
+    assert "host" not in texts
