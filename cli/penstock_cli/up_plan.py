@@ -9,6 +9,7 @@ import msgspec
 from penstock_core.endpoint import Role
 from penstock_core.errors import PenstockError
 from penstock_router.policy_names import parse_policy
+from penstock_router.policy_names import parse_policy
 from penstock_worker.config import WorkerConfig
 
 ROUTER_DRAIN_S = 3
@@ -41,6 +42,7 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
             raise PenstockError("decode and both are 0; allowed: at least one worker that decodes (--decode 1 or --both 1)")
         if self.prefill + self.both == 0:
             raise PenstockError("prefill and both are 0; allowed: at least one worker that prefills (--prefill 1 or --both 1)")
+        parse_policy(self.policy)
         if self.redis_url and not self.redis_url.startswith(_REDIS_SCHEMES):
             shown = self.redis_url.rpartition("@")[2]  # what stands before it may be a password
             raise PenstockError(f"redis is {shown!r}; allowed: redis://host:port/db, rediss://host:port/db or unix://path?db=0")

@@ -236,6 +236,7 @@ def test_a_busy_port_is_named_before_anything_starts(tmp_path: Path) -> None:
         (["--model", "a{b}"], "without braces"),
         (["--prefill", "1", "--decode", "0"], "at least one worker that decodes"),
         (["--prefill", "0", "--decode", "2"], "at least one worker that prefills"),
+        (["--policy", "no-such"], "policy is 'no-such'; allowed: target-misses"),
         (["--api-keys", "/no/such/file"], "cannot read /no/such/file"),
         (["--redis", "nonsense"], "redis is 'nonsense'; allowed: redis://host:port/db"),
         (["--redis", "redis://127.0.0.1:1/0"], "--redis"),
