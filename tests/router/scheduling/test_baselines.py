@@ -1,6 +1,7 @@
 """Block cost by hand: what is queued, what is held, what is in work, and the scale between them."""
 
 import re
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -137,3 +138,10 @@ def test_a_scale_that_is_not_allowed_is_refused_by_name_and_by_the_configuration
     with pytest.raises(ConfigError, match=said):
         RouterConfig(policy=f"block-cost:{scale}")
     assert RouterConfig(policy="block-cost:32").policy == "block-cost:32"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/policies.md", "docs/configuration.md"])
+def test_the_pages_name_every_policy(page: str) -> None:
+    """A policy that nobody can find is none."""
+    text = (Path(__file__).parents[3] / page).read_text(encoding="utf-8")
+    assert [name for name in POLICY_NAMES if name not in text] == []
