@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 REDIS := $(shell command -v redis-server 2>/dev/null || command -v valkey-server 2>/dev/null)
 OWN_REDIS := .penstock/bin/redis-server
-PACKAGES := core dataplane kvindex router worker simulator cli
+PACKAGES := core dataplane kvindex router worker operator simulator cli
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 APT_LINE := sudo apt-get install -y git make python3 python3-venv
@@ -35,6 +35,7 @@ check: $(INSTALLED)  ## Lint, format, types, import layers, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m penstock_cli.reference --check
+	$(BIN)/python -m penstock_operator.crds --check
 
 test: dev  ## Run the tests (real Redis, real Ray, real sockets)
 	$(BIN)/python -m pytest $(ARGS)
@@ -42,13 +43,14 @@ test: dev  ## Run the tests (real Redis, real Ray, real sockets)
 bench: dev  ## Measure router, decision, index and P/D beside the figures to reach
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-docs: $(INSTALLED)  ## Rewrite the generated part of docs/ (metrics table)
+docs: $(INSTALLED)  ## Rewrite what is generated: tables in docs/, manifests/crds
 	$(BIN)/python -m penstock_cli.reference
+	$(BIN)/python -m penstock_operator.crds
 
 lock: pyproject.toml  ## Resolve dependencies again and rewrite requirements.lock (needs a package index)
 	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && \
 	if [ -n "$(UV)" ]; then uv="$(UV)"; else $(PYTHON) -m venv "$$tool/venv" && "$$tool/venv/bin/pip" install -q uv && uv="$$tool/venv/bin/uv"; fi && \
-	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra plots --group dev --universal --python-version 3.11 --generate-hashes \
+	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra operator --extra plots --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock' -q -o requirements.lock
 
 clean:  ## Remove .venv, caches and the data of `make up`
