@@ -46,13 +46,13 @@ def structural(schema: Mapping[str, Any], defs: Mapping[str, Schema], *, default
         del found["additionalProperties"]
     if not defaults or found.get("default", ...) is None:
         found.pop("default", None)
-    elif "default" in found and "properties" in found:
-        found["default"] = {}
     if "description" in found:
         found["description"] = re.sub(r"\s+", " ", found["description"])
     below = {name: structural(one, defs, defaults=defaults, path=f"{path}.{name}") for name, one in found.get("properties", {}).items()}
     if below:
         found["properties"] = below
+        if "default" in found:
+            found["default"] = _object_default(found)
     for inner in ("items", "additionalProperties"):
         if inner in found:
             found[inner] = structural(found[inner], defs, defaults=defaults, path=f"{path}[]")
@@ -62,6 +62,13 @@ def structural(schema: Mapping[str, Any], defs: Mapping[str, Schema], *, default
             f"{path or '.'} has {', '.join(sorted(unknown)) or 'no type'}; allowed: one type, and of keywords {', '.join(_KEPT)}"
         )
     return {key: found[key] for key in _KEPT if key in found}
+
+
+def _object_default(found: Schema) -> Schema:
+    """Empty, and the API server fills in the fields' own. But it judges a default by the rules before it fills it in."""
+    if "x-kubernetes-validations" not in found:
+        return {}
+    return {name: one["default"] for name, one in found["properties"].items() if "default" in one}
 
 
 def _resolved(schema: Mapping[str, Any], defs: Mapping[str, Schema], path: str) -> Schema:

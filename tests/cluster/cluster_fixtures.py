@@ -1,0 +1,76 @@
+"""Fixtures for tests on a real API server: one control plane a session, a namespace a test, private planes for rough tests.
+
+tests/conftest.py hands them to every room. Without the programs, and without Go to build them, the tests skip and say why.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import yaml
+from control_plane import ControlPlane, Object, accepted, wait_until
+from go_programs import NoPrograms, Programs, programs
+
+ROOT = Path(__file__).parents[2]
+CRD_FILES = sorted((ROOT / "manifests" / "crds").glob("*.yaml"))
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def go_programs(request: pytest.FixtureRequest) -> Programs:
+    """The programs, built now if nobody has yet; the progress lines get past pytest's capture."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n{line}", flush=True)
+
+    try:
+        return programs(say)
+    except NoPrograms as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def control_plane(go_programs: Programs) -> Iterator[ControlPlane]:
+    """The session's control plane, empty but for Penstock's CRDs. Tests keep apart by namespaces; none stops a component."""
+    with ControlPlane(go_programs) as plane:
+        install_crds(plane)
+        yield plane
+
+
+@pytest.fixture
+def make_control_plane(go_programs: Programs) -> Iterator[Callable[[], ControlPlane]]:
+    """Starts a private control plane at each call (about 5 s), CRDs installed, for tests that stop, pause or fill theirs."""
+    with ExitStack() as planes:
+
+        def make() -> ControlPlane:
+            plane = planes.enter_context(ControlPlane(go_programs))
+            install_crds(plane)
+            return plane
+
+        yield make
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    """A namespace of the test's own on the session's control plane; it is deleted afterwards, without waiting."""
+    name = f"test-{next(_numbers)}"
+    accepted(control_plane.client.post("/api/v1/namespaces", json={"metadata": {"name": name}}))
+    account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+    if control_plane.has_controllers:
+        wait_until(f"ServiceAccount of {name}", lambda: control_plane.client.get(account).is_success)
+    yield name
+    accepted(control_plane.client.delete(f"/api/v1/namespaces/{name}"))
+
+
+def install_crds(plane: ControlPlane) -> None:
+    """Apply the committed CRDs and wait until their objects can be made."""
+    for path in CRD_FILES:
+        crd: Object = yaml.safe_load(path.read_text(encoding="utf-8"))
+        accepted(plane.apply(crd))
+        served = f"/apis/{crd['spec']['group']}/{crd['spec']['versions'][0]['name']}/{crd['spec']['names']['plural']}"
+        wait_until(f"{path.name} served", lambda path=served: plane.client.get(path).is_success)
