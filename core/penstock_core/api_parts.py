@@ -10,9 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 
-from penstock_core.api_terms import MOST_RANKS, MOST_REPLICAS, Connector, EngineHost, EngineType, PoolRole, Rule
-
-_DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+from penstock_core.api_terms import DNS_LABEL, DNS_LABEL_WORDS, MOST_RANKS, MOST_REPLICAS, Connector, EngineHost, EngineType, PoolRole, Rule
 
 
 def rules_of(*rules: Rule) -> dict[str, JsonValue]:
@@ -32,7 +30,8 @@ def list_map(key: str, *rules: Rule) -> dict[str, JsonValue]:
 
 
 GANG_FITS = Rule(
-    "!has(self.accelerator) || self.parallelism.tensor * self.parallelism.pipeline % self.accelerator.count == 0",
+    "!has(self.accelerator) || self.accelerator.count < 1"
+    " || self.parallelism.tensor * self.parallelism.pipeline % self.accelerator.count == 0",
     "parallelism.tensor × parallelism.pipeline must be a multiple of accelerator.count: each Pod holds that many ranks",
 )
 ROLE_STAYS = Rule("self.role == oldSelf.role", "role cannot be changed: add a pool of another name and remove this one")
@@ -47,7 +46,14 @@ class Part(BaseModel):
 Text = Annotated[str, Field(max_length=1_024)]
 ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
 Image = Annotated[str, Field(max_length=512)]
-PoolName = Annotated[str, Field(min_length=1, max_length=16, pattern=_DNS_LABEL)]
+PoolName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=16,
+        json_schema_extra=rules_of(Rule(f"self.matches('{DNS_LABEL}')", f"a pool's name is part of its Pods' names: {DNS_LABEL_WORDS}")),
+    ),
+]
 Replicas = Annotated[int, Field(ge=0, le=MOST_REPLICAS)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -104,7 +110,14 @@ class ModelSource(Part):
 class Model(Part):
     """What is served."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200, pattern="^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
+    name: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        json_schema_extra=rules_of(
+            Rule(
+                "self.matches('^[A-Za-z0-9][A-Za-z0-9._:/@-]*$')",
+                "a model's name takes letters, digits and . _ : / @ -, a letter or digit first",
+            )
+        )
+    )
     """Name that clients put in `model`, and under which a hub knows the weights."""
     revision: Annotated[str, Field(min_length=1, max_length=128)] = "main"
     """Branch, tag or commit of the weights."""

@@ -15,6 +15,10 @@ API_VERSION = f"{GROUP}/{VERSION}"
 PREFIX = f"{GROUP}/"
 """Of every label and annotation of ours."""
 
+DNS_LABEL = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+"""RFC 1035: a ModelService's name is also its Service's, and a Service's name must begin with a letter."""
+DNS_LABEL_WORDS = "lower-case letters, digits and '-', a letter first, no '-' last"
+
 MOST_POOLS = 16
 """Pools of one ModelService."""
 MOST_REPLICAS = 1_000

@@ -13,14 +13,14 @@ from typing import Any
 
 import yaml
 from penstock_core.api import KINDS, ModelService, WorkerPool
-from penstock_core.api_terms import GROUP, VERSION, Kind
+from penstock_core.api_parts import rules_of
+from penstock_core.api_terms import DNS_LABEL, DNS_LABEL_WORDS, GROUP, VERSION, Kind, Rule
 
 Schema = dict[str, Any]
 
 FOLDER = Path("manifests/crds")
 _HEADER = "# Written by `make docs` from core/penstock_core/api.py; edits are overwritten.\n"
-_NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
-"""DNS-1035: a ModelService's name is also its Service's, and a Service's name must begin with a letter."""
+_NAMED_WELL = Rule(f"self.metadata.name.matches('{DNS_LABEL}')", f"metadata.name becomes part of other names: {DNS_LABEL_WORDS}")
 
 _KEPT = (
     *("description", "type", "format", "enum", "default", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf"),
@@ -88,7 +88,7 @@ def schema_of(kind: type[ModelService] | type[WorkerPool]) -> Schema:
     """The structural schema of a kind: its spec and status, and how long its name may be."""
     whole = kind.model_json_schema(by_alias=True)
     defs, parts = whole["$defs"], whole["properties"]
-    name = {"type": "string", "maxLength": kind.kind_facts.most_name_letters, "pattern": _NAME_PATTERN}
+    name = {"type": "string", "maxLength": kind.kind_facts.most_name_letters}
     return {
         "description": whole["description"],
         "type": "object",
@@ -100,6 +100,7 @@ def schema_of(kind: type[ModelService] | type[WorkerPool]) -> Schema:
             "spec": structural(parts["spec"], defs, path="spec"),
             "status": structural(parts["status"], defs, defaults=False, path="status"),
         },
+        **rules_of(_NAMED_WELL),
     }
 
 

@@ -9,8 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import yaml
-from control_plane import ControlPlane, Object, accepted, wait_until
+from control_plane import ControlPlane, accepted, wait_until
 from go_programs import NoPrograms, Programs, programs
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +36,7 @@ def go_programs(request: pytest.FixtureRequest) -> Programs:
 @pytest.fixture(scope="session")
 def control_plane(go_programs: Programs) -> Iterator[ControlPlane]:
     """The session's control plane, empty but for Penstock's CRDs. Tests keep apart by namespaces; none stops a component."""
-    with ControlPlane(go_programs) as plane:
-        install_crds(plane)
+    with ControlPlane(go_programs, CRD_FILES) as plane:
         yield plane
 
 
@@ -48,9 +46,7 @@ def make_control_plane(go_programs: Programs) -> Iterator[Callable[[], ControlPl
     with ExitStack() as planes:
 
         def make() -> ControlPlane:
-            plane = planes.enter_context(ControlPlane(go_programs))
-            install_crds(plane)
-            return plane
+            return planes.enter_context(ControlPlane(go_programs, CRD_FILES))
 
         yield make
 
@@ -65,12 +61,3 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
         wait_until(f"ServiceAccount of {name}", lambda: control_plane.client.get(account).is_success)
     yield name
     accepted(control_plane.client.delete(f"/api/v1/namespaces/{name}"))
-
-
-def install_crds(plane: ControlPlane) -> None:
-    """Apply the committed CRDs and wait until their objects can be made."""
-    for path in CRD_FILES:
-        crd: Object = yaml.safe_load(path.read_text(encoding="utf-8"))
-        accepted(plane.apply(crd))
-        served = f"/apis/{crd['spec']['group']}/{crd['spec']['versions'][0]['name']}/{crd['spec']['names']['plural']}"
-        wait_until(f"{path.name} served", lambda path=served: plane.client.get(path).is_success)

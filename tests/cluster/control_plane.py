@@ -16,11 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import yaml
 from component_flags import API_SERVER, CONTROLLERS, ETCD, KWOK, SCHEDULER, Place, flags_of
 from go_programs import Programs, programs
 from penstock_cli.child import Child, ChildFailed
@@ -74,8 +75,9 @@ class ControlPlane:
     `url`, `kubeconfig` and `client` (user `admin`, who may do everything) are there after `start` and stay the same.
     """
 
-    def __init__(self, binaries: Programs) -> None:
+    def __init__(self, binaries: Programs, crds: Sequence[Path] = ()) -> None:
         self.binaries = binaries
+        self._crds = crds
         self.folder = Path(tempfile.mkdtemp(prefix="penstock-cluster-"))
         self._tokens = {user: secrets.token_hex(16) for user in _USERS}
         self._children: dict[str, Child] = {}
@@ -108,6 +110,8 @@ class ControlPlane:
         for user in _USERS:
             self._write_kubeconfig(self._place.kubeconfig(user), user, self._tokens[user])
         self.client = self.client_of(self._tokens["admin"])
+        for path in self._crds:  # before the controllers, which look for new kinds only every half minute
+            self._install_crd(path)
         for name in (CONTROLLERS, SCHEDULER, KWOK):
             if self.binaries.has(name):
                 self.start_component(name)
@@ -211,6 +215,12 @@ class ControlPlane:
         self.start_component(ETCD)
         self.start_component(API_SERVER)
 
+    def _install_crd(self, path: Path) -> None:
+        crd: Object = yaml.safe_load(path.read_text(encoding="utf-8"))
+        accepted(self.apply(crd))
+        served = f"/apis/{crd['spec']['group']}/{crd['spec']['versions'][0]['name']}/{crd['spec']['names']['plural']}"
+        wait_until(f"{path.name} served", lambda: self.client.get(served).is_success)
+
     def _etcd_answers(self) -> bool:
         try:
             return httpx.get(f"{self._place.etcd_url}/health", timeout=5).is_success
@@ -279,8 +289,9 @@ def _free_ports(count: int) -> list[int]:
 
 
 def main() -> int:
-    """Run one until Ctrl-C, and print the line that points kubectl at it."""
-    with ControlPlane(programs(lambda line: print(line, file=sys.stderr))) as plane:
+    """Run one with Penstock's CRDs until Ctrl-C, and print the line that points kubectl at it."""
+    crds = sorted((Path(__file__).parents[2] / "manifests" / "crds").glob("*.yaml"))
+    with ControlPlane(programs(lambda line: print(line, file=sys.stderr)), crds) as plane:
         print(f"export KUBECONFIG={plane.kubeconfig} PATH={plane.binaries.folder}:$PATH", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
     return 0
