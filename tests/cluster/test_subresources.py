@@ -121,9 +121,18 @@ def test_conditions_are_merged_by_type(control_plane: ControlPlane, namespace: s
     assert sorted(one["type"] for one in after["status"]["conditions"]) == ["Ready", "ScalingActive"]
 
 
-def test_scaling_leaves_no_owner_behind(control_plane: ControlPlane, namespace: str) -> None:
-    """Kubernetes tracks no owner for /scale of custom resources: an apply with `replicas` would undo a scaling unasked."""
+def test_who_scaled_owns_the_replicas(control_plane: ControlPlane, namespace: str) -> None:
+    """Where somebody had set them; a later apply with another number conflicts and says with whom."""
     accepted(control_plane.apply(worker_pool(namespace=namespace, replicas=2), "operator"))
+    accepted(scaled(control_plane, worker_pool(namespace=namespace), 4))
+    said = refused(control_plane.apply(worker_pool(namespace=namespace, replicas=2), "operator"))
+    assert 'conflict with "autoscaler" with subresource "scale"' in said
+    assert said.endswith(".spec.replicas")
+
+
+def test_scaling_a_defaulted_number_leaves_no_owner(control_plane: ControlPlane, namespace: str) -> None:
+    """Kubernetes takes note of a scaling only where the field had an owner: here an apply with `replicas` undoes it unasked."""
+    accepted(control_plane.apply(worker_pool(namespace=namespace), "operator"))
     accepted(scaled(control_plane, worker_pool(namespace=namespace), 4))
     assert accepted(control_plane.apply(worker_pool(namespace=namespace, replicas=2), "operator"))["spec"]["replicas"] == 2
 
