@@ -15,12 +15,12 @@ INSTALLED := $(VENV)/.installed
 APT_LINE := sudo apt-get install -y git make python3 python3-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help dev up check test bench docs lock clean redis
+.PHONY: help dev up check test test-cluster cluster programs bench docs lock clean redis
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
 help:  ## Show this list (the default)
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  Options: PYTHON=python3.13 (which interpreter), ARGS="--decode 4" (handed on by up and test)'
 
@@ -37,8 +37,17 @@ check: $(INSTALLED)  ## Lint, format, types, import layers, generated files
 	$(BIN)/python -m penstock_cli.reference --check
 	$(BIN)/python -m penstock_operator.crds --check
 
-test: dev  ## Run the tests (real Redis, real Ray, real sockets)
+test: dev  ## Run the tests (real Redis, real Ray, a real Kubernetes API server where Go can build one)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: dev programs  ## Run the tests that need a Kubernetes API server, and those of the operator
+	$(BIN)/python -m pytest $(wildcard tests/cluster tests/operator) $(ARGS)
+
+cluster: $(INSTALLED) programs  ## Start a Kubernetes control plane on loopback, without nodes of its own; Ctrl-C ends it
+	@PYTHONPATH=tests/cluster $(BIN)/python -m control_plane
+
+programs: $(INSTALLED)
+	@PYTHONPATH=tests/cluster $(BIN)/python -m go_programs
 
 bench: dev  ## Measure router, decision, index and P/D beside the figures to reach
 	$(BIN)/python -m benchmarks.run $(ARGS)

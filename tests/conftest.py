@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster_fixtures import control_plane, go_programs, make_control_plane, namespace  # noqa: F401  fixtures of every room
+from cluster_fixtures import control_plane, controllers, fake_node, go_programs, make_control_plane, namespace  # noqa: F401  fixtures
 from penstock_cli.redis_server import RedisServer
 from penstock_core.endpoint import Role, WorkerRecord
 from penstock_core.profile import DecodePiece, EngineProfile

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from component_flags import CONTROLLERS, KWOK, SCHEDULER
 from control_plane import ControlPlane, accepted, wait_until
 from go_programs import NoPrograms, Programs, programs
 
@@ -38,6 +39,23 @@ def control_plane(go_programs: Programs) -> Iterator[ControlPlane]:
     """The session's control plane, empty but for Penstock's CRDs. Tests keep apart by namespaces; none stops a component."""
     with ControlPlane(go_programs, CRD_FILES) as plane:
         yield plane
+
+
+@pytest.fixture(scope="session")
+def fake_node(control_plane: ControlPlane) -> str:
+    """A node with 8 GPUs on the session's control plane, played by kwok; label `type: kwok`. Skips without controllers or kwok."""
+    for name in (CONTROLLERS, SCHEDULER, KWOK):
+        if not control_plane.binaries.has(name):
+            pytest.skip(f"{control_plane.binaries.folder} has no {name}")
+    control_plane.add_fake_node("fake-0", **{"nvidia.com/gpu": "8"})
+    return "fake-0"
+
+
+@pytest.fixture(scope="session")
+def controllers(control_plane: ControlPlane) -> None:
+    """For tests that need the controller manager: garbage collection, ServiceAccounts, the HorizontalPodAutoscaler."""
+    if not control_plane.has_controllers:
+        pytest.skip(f"{control_plane.binaries.folder} has no {CONTROLLERS}")
 
 
 @pytest.fixture

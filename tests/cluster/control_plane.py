@@ -293,7 +293,9 @@ def main() -> int:
     crds = sorted((Path(__file__).parents[2] / "manifests" / "crds").glob("*.yaml"))
     with ControlPlane(programs(lambda line: print(line, file=sys.stderr)), crds) as plane:
         print(f"export KUBECONFIG={plane.kubeconfig} PATH={plane.binaries.folder}:$PATH", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        told = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, told)  # only now: the components would have inherited it
+        signal.sigwait(told)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from control_plane import ControlPlane, Object, accepted, refused, wait_until
 from resource_objects import DECODE, PREFILL, service, with_status, worker_pool
 
@@ -49,6 +50,7 @@ def test_an_autoscaler_reads_and_writes_scale(control_plane: ControlPlane, names
     assert "should be a non-negative integer" in refused(scaled(control_plane, pool, -1))
 
 
+@pytest.mark.usefixtures("controllers")
 def test_a_horizontal_pod_autoscaler_can_drive_a_pool(control_plane: ControlPlane, namespace: str) -> None:
     """The controller manager's own: it needs no metrics to lift a pool to its minimum."""
     pool = worker_pool(namespace=namespace)
@@ -152,6 +154,7 @@ def test_replicas_given_up_by_their_only_owner_fall_back_to_the_default(control_
     assert accepted(control_plane.apply(worker_pool(namespace=namespace), "operator"))["spec"]["replicas"] == 1
 
 
+@pytest.mark.usefixtures("controllers")
 def test_a_pool_goes_with_its_owner(control_plane: ControlPlane, namespace: str) -> None:
     """Garbage collection by ownerReferences; no finalizer is in the way."""
     owner = accepted(control_plane.apply(service(namespace=namespace)))
