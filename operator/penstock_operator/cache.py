@@ -42,7 +42,7 @@ class Cache:
     def count(self, kind: ObjectKind) -> int:
         return len(self._shelves[kind].objects)
 
-    def keys(self) -> list[Key]:
+    def services(self) -> list[Key]:
         """Every ModelService."""
         return list(self._shelves[MODEL_SERVICE].objects)
 
