@@ -82,6 +82,7 @@ class ControlPlane:
         self._tokens = {user: secrets.token_hex(16) for user in _USERS}
         self._children: dict[str, Child] = {}
         self._place = Place(self.folder, 0, 0, 0)
+        self._resources: dict[tuple[str, str], Object] = {}
         self.client = httpx.Client()
 
     @property
@@ -105,6 +106,7 @@ class ControlPlane:
                 break
             except ChildFailed as failed:  # a port may have been taken between our look and its use
                 self._end_all()
+                shutil.rmtree(self.folder / "etcd", ignore_errors=True)
                 if attempt == _STARTS - 1 or "address already in use" not in str(failed):
                     raise
         for user in _USERS:
@@ -185,10 +187,13 @@ class ControlPlane:
 
     def path_of(self, manifest: Mapping[str, Any]) -> str:
         """`/apis/<group>/<version>/namespaces/<namespace>/<plural>/<name>`; the plural as discovery says."""
-        version = manifest["apiVersion"]
+        version, kind = manifest["apiVersion"], manifest["kind"]
         root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-        known = accepted(self.client.get(root))["resources"]
-        found = next(one for one in known if one["kind"] == manifest["kind"] and "/" not in one["name"])
+        if (version, kind) not in self._resources:
+            for one in accepted(self.client.get(root))["resources"]:
+                if "/" not in one["name"]:
+                    self._resources[version, one["kind"]] = one
+        found = self._resources[version, kind]
         metadata = manifest["metadata"]
         scope = f"/namespaces/{metadata['namespace']}" if found["namespaced"] else ""
         return f"{root}{scope}/{found['name']}/{metadata['name']}"
