@@ -41,7 +41,7 @@ def pod_differs(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
     """As `differs` for what may change in a Pod: labels, annotations, owner and images. Anything else makes another template hash."""
     images = {container["name"]: container["image"] for container in wanted["spec"]["containers"]}
     there = {container["name"]: container["image"] for container in live.get("spec", {}).get("containers", ())}
-    metadata = {name: wanted["metadata"].get(name) for name in ("labels", "annotations")}
+    metadata = {name: wanted["metadata"][name] for name in ("labels", "annotations") if name in wanted["metadata"]}
     return not _within(metadata, live["metadata"]) or any(there.get(name) != image for name, image in images.items())
 
 

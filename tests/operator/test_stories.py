@@ -339,9 +339,9 @@ def test_fifty_changes_of_status_are_not_fifty_writes(running: Any) -> None:
     """Pods that change nothing of what the status says cause no write at all."""
     cluster, operator = running
     written = len(cluster.log)
+    name = cluster.pods("decode")[0]["metadata"]["name"]
     for step in range(50):
-        cluster.edit(
-            POD, cluster.pods("decode")[0]["metadata"]["name"], lambda raw, step=step: raw["status"].update(hostIP=f"10.0.0.{step}")
-        )
+        cluster.edit(POD, name, lambda raw, step=step: raw["status"].update(hostIP=f"10.0.0.{step}"))
+        cluster.edit(POD, name, lambda raw, step=step: raw["metadata"].update(annotations={"number": str(step)}))
         operator.step()
     assert cluster.log[written:] == []
