@@ -43,7 +43,8 @@ def _shown_type(one: Schema) -> str:
     """`integer, 1 to 64`, `text, at most 36`, or the allowed words."""
     if "enum" in one:
         return ", ".join(f"`{value}`" for value in one["enum"])
-    kind = {"string": "text", "array": "list"}.get(one["type"], one["type"])
+    written: str = one["type"]
+    kind = {"string": "text", "array": "list"}.get(written, written)
     low, high = one.get("minimum"), one.get("maximum", one.get("maxLength", one.get("maxItems")))
     if low is not None and high is not None:
         return f"{kind}, {low:,} to {high:,}"
