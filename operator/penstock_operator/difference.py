@@ -20,8 +20,8 @@ def differs(wanted: Mapping[str, Any], live: Mapping[str, Any] | None) -> bool:
 
 def _within(wanted: Any, live: Any) -> bool:
     """Every field of `wanted` is in `live` with that value; null is as good as absent. Lists must be equal item by item."""
-    if isinstance(wanted, Mapping):
-        return isinstance(live, Mapping) and all(
+    if isinstance(wanted, dict):
+        return isinstance(live, dict) and all(
             (value is None and live.get(name) is None)
             or (name == "ownerReferences" and all(one in (live.get(name) or ()) for one in value))
             or (name in live and (live[name] == value if name in _WHOLE else _within(value, live[name])))
