@@ -14,6 +14,7 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 
+from penstock_operator.difference import kept
 from penstock_operator.kinds import ObjectKind
 from penstock_operator.names import FIELD_MANAGER
 
@@ -111,12 +112,12 @@ class ApiServer:
             return None
 
     async def list(self, kind: ObjectKind, namespace: str, selector: str) -> tuple[list[dict[str, Any]], int]:
-        """Every object (of one namespace, or of all for ""), and the version of the listing."""
+        """Every object (of one namespace, or of all for ""), as `difference.kept` leaves it, and the version of the listing."""
         items: list[dict[str, Any]] = []
         query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
         while True:
             page = await self._request("GET", kind.path(namespace or None), query, None)
-            items += page["items"]
+            items += [kept({"apiVersion": kind.api_version, "kind": kind.kind, **item}, kind) for item in page["items"]]
             more = page["metadata"].get("continue")
             if not more:
                 return items, int(page["metadata"]["resourceVersion"])

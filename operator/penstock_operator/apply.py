@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from penstock_operator.api_server import Conflict, Gone, Refused
 from penstock_operator.cache import Cache, Key
-from penstock_operator.difference import differs
+from penstock_operator.difference import differs, kept
 from penstock_operator.kinds import MODEL_SERVICE, SECRET, WORKER_POOL, ObjectKind
 from penstock_operator.metrics import OperatorMetrics
 from penstock_operator.names import FIELD_MANAGER
@@ -65,7 +65,7 @@ class Applier:
                 continue
             body = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {"name": of, "namespace": namespace}, "status": status}
             try:
-                self._cache.put(kind, await self._server.apply(kind, body, subresource="status"))
+                self._cache.put(kind, kept(await self._server.apply(kind, body, subresource="status"), kind))
             except Gone:
                 continue  # its event is on the way
             self._metrics.writes.labels(kind.kind, "status").inc()
@@ -77,7 +77,7 @@ class Applier:
         self._metrics.writes.labels(write.kind.kind, "apply").inc()
         log.info("applied", extra={"facts": _facts(key, write)})
         if write.kind is not SECRET:
-            self._cache.put(write.kind, answer)
+            self._cache.put(write.kind, kept(answer, write.kind))
 
     async def _remove(self, key: Key, removal: Removal) -> None:
         namespace, _ = key
@@ -91,7 +91,7 @@ class Applier:
             "deleted", extra={"facts": {"service": "/".join(key), "kind": removal.kind.kind, "name": removal.name, "why": removal.why}}
         )
         if answer.get("kind") == removal.kind.kind and answer["metadata"].get("deletionTimestamp"):
-            self._cache.put(removal.kind, answer)
+            self._cache.put(removal.kind, kept(answer, removal.kind))
         else:
             self._cache.forget(removal.kind, namespace, removal.name, removal.uid)
         return None

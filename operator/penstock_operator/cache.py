@@ -1,14 +1,13 @@
 """What the API server last said, kept by kind: fed by the watches, replaced by each listing, so no deleted object can stay.
 
-`handlers` feeds it, `apply` puts in the answers to our own writes, `observe` reads. Used from one event loop. Objects are found by
-the ModelService they belong to. It decides nothing.
+`feed` fills it, `apply` puts in the answers to our own writes, `observe` reads. Objects come as `difference.kept` leaves them, and
+are found by the ModelService they belong to. Used from one event loop. It decides nothing.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from penstock_operator import names
-from penstock_operator.difference import kept
 from penstock_operator.kinds import MODEL_SERVICE, ObjectKind
 
 Key = tuple[str, str]
@@ -104,15 +103,14 @@ class Cache:
         return concerned
 
     def _place(self, kind: ObjectKind, place: Key, raw: Raw) -> set[Key]:
-        small = kept(raw, kind)
-        key = belongs_to(kind, small)
+        key = belongs_to(kind, raw)
         before = self._shelves[kind].objects.get(place)
         was = key if before is None else belongs_to(kind, before)
         if was != key:
             self._disown(was, kind, place[1])
-        self._shelves[kind].objects[place] = small
+        self._shelves[kind].objects[place] = raw
         if kind is not MODEL_SERVICE:
-            self._owned.setdefault(key, {}).setdefault(kind, {})[place[1]] = small
+            self._owned.setdefault(key, {}).setdefault(kind, {})[place[1]] = raw
         return {was, key}
 
     def _drop(self, kind: ObjectKind, place: Key) -> Key:

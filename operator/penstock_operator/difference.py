@@ -7,7 +7,9 @@ by the hash in the `applied` annotation. Pure.
 from collections.abc import Mapping
 from typing import Any
 
-from penstock_operator.kinds import ObjectKind
+import msgspec
+
+from penstock_operator.kinds import POD, REVISION, ObjectKind
 
 _WHOLE = ("selector", "matchLabels", "podSelector")
 """A key that somebody adds to these changes their meaning."""
@@ -46,12 +48,15 @@ def pod_differs(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
 
 
 def kept(raw: Mapping[str, Any], kind: ObjectKind) -> dict[str, Any]:
-    """The part of an object that is worth remembering: without managed fields, and of a Pod's spec the images."""
+    """The part of an object that is worth remembering: no managed fields, of a Pod what `gangs` reads, a revision's data packed."""
     metadata = {name: value for name, value in raw["metadata"].items() if name not in ("managedFields", "selfLink", "generateName")}
     small = {**raw, "metadata": metadata}
-    if kind.kind == "Pod":
-        spec = raw.get("spec") or {}
+    if kind is POD:
+        spec, status = raw.get("spec") or {}, raw.get("status") or {}
         small["spec"] = {"containers": [{"name": c["name"], "image": c.get("image", "")} for c in spec.get("containers", ())]}
-        status = raw.get("status") or {}
-        small["status"] = {name: status[name] for name in ("phase", "conditions", "podIP", "containerStatuses") if name in status}
+        small["status"] = {name: status[name] for name in ("phase", "podIP") if name in status}
+        small["status"]["conditions"] = [c for c in status.get("conditions") or () if c.get("type") in ("Ready", "PodScheduled")]
+        small["status"]["containerStatuses"] = [{"state": c.get("state") or {}} for c in status.get("containerStatuses") or ()]
+    elif kind is REVISION and "data" in raw:
+        small["data"] = msgspec.json.encode(raw["data"])
     return small

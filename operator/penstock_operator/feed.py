@@ -43,14 +43,13 @@ class Feed:
             pass  # the loop is closed: the process is ending
 
     def listed(self, kind: ObjectKind, items: list[dict[str, Any]], version: int) -> None:
-        """A whole listing of `kind`."""
-        whole = [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in items]
-        self._tell(self._cache.replace(kind, whole, version))
+        """A whole listing of `kind`, each item as `difference.kept` leaves it."""
+        self._tell(self._cache.replace(kind, items, version))
         if not self.synced.is_set() and self._cache.synced:
             self.synced.set()
 
     def changed(self, kind: ObjectKind, event: str, raw: Mapping[str, Any]) -> None:
-        """One watch event: ADDED, MODIFIED or DELETED."""
+        """One watch event, ADDED, MODIFIED or DELETED, its object as `difference.kept` leaves it."""
         keys = self._cache.remove(kind, raw) if event == "DELETED" else self._cache.put(kind, raw)
         self._tell(keys, 0.0 if kind is MODEL_SERVICE else _TOGETHER_S)
 

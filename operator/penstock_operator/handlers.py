@@ -16,6 +16,7 @@ import kopf
 from kubernetes.aio.client import Configuration
 
 from penstock_operator.api_server import authorization, new_session
+from penstock_operator.difference import kept
 from penstock_operator.feed import Feed
 from penstock_operator.kinds import MADE, WATCHED, ObjectKind
 from penstock_operator.names import MANAGED_SELECTOR
@@ -91,16 +92,23 @@ class Watches:
 
     def _handler(self, kind: ObjectKind) -> Any:
         async def on_event(event: Any, **_: Any) -> None:
-            if event["type"] is not None:  # None: of a listing, which is taken as a whole
-                self._feed.post(self._feed.changed, kind, event["type"], event["object"])
+            self._feed.post(self._feed.changed, kind, event["type"], kept(event["object"], kind))
 
         return on_event
 
     async def _login(self, **_: Any) -> kopf.AiohttpSession:
         places = {kind.path(self._namespace or None): kind for kind in WATCHED}
 
-        def listed(path: str, items: list[dict[str, Any]], version: int) -> None:
-            self._feed.post(self._feed.listed, places[path], items, version)
+        pages: dict[str, list[dict[str, Any]]] = {}
+
+        def listed(path: str, items: list[dict[str, Any]], version: int, first: bool, last: bool) -> None:
+            kind = places[path]
+            if first:
+                pages[path] = []
+            whole = pages.setdefault(path, [])
+            whole += [kept({"apiVersion": kind.api_version, "kind": kind.kind, **item}, kind) for item in items]
+            if last:
+                self._feed.post(self._feed.listed, kind, pages.pop(path), version)
 
         kinds = response_class({path: path for path in places}, listed, lambda path: self._feed.heard(places[path]))
         headers = await authorization(self._configuration)
@@ -114,6 +122,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.scanning.disabled = True  # no right to list CRDs and namespaces is needed; our kinds are there before we start
     chosen.watching.server_timeout = 300
     chosen.watching.connect_timeout = 10
+    chosen.watching.chunk_size = 500
     chosen.networking.request_timeout = 30
     chosen.networking.error_backoffs = _Endless()
     chosen.posting.enabled = False

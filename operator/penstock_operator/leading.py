@@ -101,7 +101,8 @@ class Leading:
             for kind in WATCHED:
                 try:
                     selector = MANAGED_SELECTOR if kind in MADE else ""
-                    cache.replace(kind, *await self._server.list(kind, self._config.watch_namespace, selector))
+                    items, version = await self._server.list(kind, self._config.watch_namespace, selector)
+                    cache.replace(kind, items, version)
                 except ApiError as error:
                     log.warning("a listing failed", extra={"facts": {"kind": kind.kind, "error": str(error)}})
             for key in cache.services():

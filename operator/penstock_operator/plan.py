@@ -157,7 +157,8 @@ def _children(
                 body["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
             writes.append(Write(kind=WORKER_POOL, body=body, why=f"pool {name}"))
     for kind, body in bodies:
-        if differs(body, observed.children.get((kind, body["metadata"]["name"]))):
+        compared = {"metadata": body["metadata"]} if kind is REVISION else body  # its name and its hash say what is in it
+        if differs(compared, observed.children.get((kind, body["metadata"]["name"]))):
             writes.append(Write(kind=kind, body=body, why=f"{kind.kind} {body['metadata']['name']}"))
     return writes
 

@@ -1,8 +1,8 @@
 """The HTTP session that Kopf watches through: it overhears whole listings and when a stream last said anything.
 
 Kopf hands its handlers single events and tells nobody where a listing begins or ends, so an object deleted while a watch was down
-would never be missed. Here each listing's body is passed on as a whole, and each chunk of a stream (bookmarks too, which Kopf
-swallows) sets that stream's age back. `handlers` makes the sessions.
+would never be missed. Here each page of a listing is passed on, and taken out of what Kopf sees (it would keep a task and a copy
+for each object); each chunk of a stream, bookmarks too, sets that stream's age back. `handlers` makes the sessions.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-Listed = Callable[[str, list[dict[str, Any]], int], None]
-"""Path of the collection, its items, the version of the listing. Called in Kopf's thread."""
+Listed = Callable[[str, list[dict[str, Any]], int, bool, bool], None]
+"""Path of the collection, items of this page, version of the listing, whether it is the first and the last page. In Kopf's thread."""
 Heard = Callable[[str], None]
 """Path of the collection whose stream said something. Called in Kopf's thread."""
 
@@ -49,10 +49,13 @@ def response_class(paths: Mapping[str, str], listed: Listed, heard: Heard) -> ty
             fresh = self._body is None
             body = await super().read()
             path = paths.get(self.url.path)
-            if fresh and path is not None and self.status == 200 and self.method == "GET" and "watch" not in self.url.query:
-                page = msgspec.json.decode(body)
-                listed(path, page["items"], int(page["metadata"]["resourceVersion"]))
-                heard(path)
-            return body
+            if not fresh or path is None or self.status != 200 or self.method != "GET" or "watch" in self.url.query:
+                return body
+            page = msgspec.json.decode(body)
+            last = not page["metadata"].get("continue")
+            listed(path, page["items"], int(page["metadata"]["resourceVersion"]), "continue" not in self.url.query, last)
+            heard(path)
+            self._body = msgspec.json.encode({**page, "items": []})  # Kopf would keep a task and a copy for each, for nothing
+            return self._body
 
     return Response

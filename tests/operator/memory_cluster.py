@@ -14,6 +14,7 @@ from penstock_operator.api_server import Conflict, Gone, Refused
 from penstock_operator.cache import Cache, Key
 from penstock_operator.conditions import stamp
 from penstock_operator.config import OperatorConfig, OperatorSecrets
+from penstock_operator.difference import kept
 from penstock_operator.kinds import MODEL_SERVICE, POD, WATCHED, ObjectKind
 from penstock_operator.metrics import OperatorMetrics
 from penstock_operator.names import FIELD_MANAGER
@@ -150,7 +151,7 @@ class MemoryCluster:
     def fill(self, cache: Cache) -> None:
         """A listing of everything."""
         for kind in WATCHED:
-            cache.replace(kind, [deepcopy(raw) for (of, _), raw in self.objects.items() if of is kind], self.version)
+            cache.replace(kind, [kept(deepcopy(raw), kind) for (of, _), raw in self.objects.items() if of is kind], self.version)
 
     # -- inside
 
@@ -181,7 +182,7 @@ class MemoryCluster:
         self.objects[place]["metadata"]["resourceVersion"] = str(self.version)
         for cache in self.caches:
             if place[0] in WATCHED:
-                cache.put(place[0], deepcopy(self.objects[place]))
+                cache.put(place[0], kept(deepcopy(self.objects[place]), place[0]))
 
     def _vanish(self, place: Place) -> None:
         gone = self.objects.pop(place)

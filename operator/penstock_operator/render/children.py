@@ -10,6 +10,7 @@ import hmac
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from penstock_core.api import ModelServiceSpec
 from penstock_core.api_parts import Pool
 
@@ -104,8 +105,11 @@ def revision(service: Mapping[str, Any], templates: Mapping[str, Template]) -> d
 
 
 def read_revision(raw: Mapping[str, Any]) -> dict[tuple[str, str], Template]:
-    """The templates of a revision by (pool, hash); nothing of one that cannot be read."""
-    pools = (raw.get("data") or {}).get("pools") or {}
+    """The templates of a revision, its data packed, by (pool, hash); nothing of one that cannot be read."""
+    try:
+        pools = msgspec.json.decode(raw.get("data") or b"{}").get("pools") or {}
+    except (msgspec.DecodeError, AttributeError):
+        return {}
     found = {}
     for pool, kept in pools.items():
         try:
