@@ -9,18 +9,18 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 REDIS := $(shell command -v redis-server 2>/dev/null || command -v valkey-server 2>/dev/null)
 OWN_REDIS := .penstock/bin/redis-server
-PACKAGES := core process dataplane kvindex router worker simulator cli
+PACKAGES := core process dataplane kvindex router worker operator simulator cli
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 APT_LINE := sudo apt-get install -y git make python3 python3-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help dev up check test bench docs lock clean redis
+.PHONY: help dev up check test test-cluster cluster programs bench docs lock clean redis
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
 help:  ## Show this list (the default)
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  Options: PYTHON=python3.13 (which interpreter), ARGS="--decode 4" (handed on by up and test)'
 
@@ -35,22 +35,33 @@ check: $(INSTALLED)  ## Lint, format, types, import layers, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m penstock_cli.reference --check
+	$(BIN)/python -m penstock_operator.crds --check
 
-test: dev  ## Run the tests (real Redis, real Ray, real sockets)
+test: dev  ## Run the tests (real Redis, real Ray, a real Kubernetes API server where Go can build one)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: dev programs  ## Run the tests that need a Kubernetes API server, and those of the operator
+	$(BIN)/python -m pytest $(wildcard tests/cluster tests/operator) $(ARGS)
+
+cluster: $(INSTALLED) programs  ## Start a Kubernetes control plane on loopback, without nodes of its own; Ctrl-C ends it
+	@PYTHONPATH=tests/cluster $(BIN)/python -m control_plane
+
+programs: $(INSTALLED)
+	@PYTHONPATH=tests/cluster $(BIN)/python -m go_programs
 
 bench: dev  ## Measure router, decision, index and P/D beside the figures to reach
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-docs: $(INSTALLED)  ## Rewrite the generated part of docs/ (metrics table)
+docs: $(INSTALLED)  ## Rewrite what is generated: tables in docs/, manifests/crds
 	$(BIN)/python -m penstock_cli.reference
+	$(BIN)/python -m penstock_operator.crds
 
 # One numpy for all Pythons, the newest for 3.11: types and tests are then alike everywhere.
 lock: pyproject.toml  ## Resolve dependencies again and rewrite requirements.lock (needs a package index)
 	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && \
 	if [ -n "$(UV)" ]; then uv="$(UV)"; else $(PYTHON) -m venv "$$tool/venv" && "$$tool/venv/bin/pip" install -q uv && uv="$$tool/venv/bin/uv"; fi && \
 	echo 'numpy<2.5' >"$$tool/constraints" && \
-	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra plots --group dev --universal --python-version 3.11 --generate-hashes \
+	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra operator --extra plots --group dev --universal --python-version 3.11 --generate-hashes \
 	  --constraint "$$tool/constraints" --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock' -q -o requirements.lock
 
 clean:  ## Remove .venv, caches and the data of `make up`

@@ -1,10 +1,11 @@
-"""Fixtures shared by all test rooms: a real Redis server per session, and private ones for tests that break theirs."""
+"""Fixtures shared by all test rooms: a real Redis server and a real Kubernetes control plane per session, private ones on demand."""
 
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cluster_fixtures import control_plane, controllers, fake_node, go_programs, make_control_plane, namespace  # noqa: F401  fixtures
 from penstock_cli.redis_server import RedisServer
 from penstock_core.endpoint import Role, WorkerRecord
 from penstock_core.profile import DecodePiece, EngineProfile

@@ -196,6 +196,29 @@ def worker(
     run_from_settings(config, settings, set_ or [])
 
 
+@app.command()
+def operator(
+    config: Annotated[Path | None, typer.Option(help="JSON file of settings.")] = None,
+    kubeconfig: Annotated[str | None, typer.Option(help="[default: the Pod's service account, else $KUBECONFIG]")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Where the operator's Lease is. [default: penstock-system]")] = None,
+    watch_namespace: Annotated[str | None, typer.Option(help="The one namespace to look after. [default: all]")] = None,
+    image: Annotated[str | None, typer.Option(help="Image of workers whose ModelService names none.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Probes and metrics; 0: any free one. [default: 8080]")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as name=value. Repeatable.")] = None,
+) -> None:
+    """Run the Kubernetes operator.
+
+    What workers are given comes from PENSTOCK_FLEET_TOKEN, PENSTOCK_CHUNK_SECRET and PENSTOCK_REDIS_URL, or from the files that the
+    same names with _FILE name.
+    """
+    from penstock_cli.operator_command import run_from_settings
+
+    settings: dict[str, Any] = {"kubeconfig": kubeconfig, "namespace": namespace, "watch_namespace": watch_namespace}
+    settings |= {"image": image, "port": port, "log_level": log_level}
+    raise typer.Exit(run_from_settings(config, settings, set_ or []))
+
+
 app.command()(simulate)
 
 

@@ -1,4 +1,4 @@
-"""The generated tables of docs/: metrics and settings, written from the code so that nothing is said twice.
+"""The generated tables of docs/: metrics, settings and resources, written from the code so that nothing is said twice.
 
 `make docs` writes them, `make check` runs it with `--check` and fails when a page differs. A table stands between two comment
 lines that name it. It knows the checkout's layout and is of no use outside one.
@@ -16,6 +16,8 @@ from penstock_core import metric_names
 from penstock_core.metric_names import Metric
 from penstock_router import config as router_config
 from penstock_worker import config as worker_config
+
+from penstock_cli import resource_tables
 
 Ranges = Mapping[str, tuple[float, float, str]]
 
@@ -70,6 +72,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "router settings": lambda: settings_table(router_config.RouterConfig, router_config.RANGES),
         "worker settings": lambda: settings_table(worker_config.WorkerConfig, worker_config.RANGES),
     },
+    Path("docs/resources.md"): resource_tables.TABLES,
 }
 
 

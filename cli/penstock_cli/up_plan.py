@@ -9,7 +9,6 @@ import msgspec
 from penstock_core.endpoint import Role
 from penstock_core.errors import PenstockError
 from penstock_router.policy_names import parse_policy
-from penstock_router.policy_names import parse_policy
 from penstock_worker.config import WorkerConfig
 
 ROUTER_DRAIN_S = 3

@@ -57,4 +57,22 @@ WORKER_ABORTED = Metric("penstock_worker_aborted_total", "counter", (), "Request
 WORKER_PUBLISH_LAG = Metric("penstock_worker_publish_lag_seconds", "gauge", (), "Age of the oldest KV event not yet in the index.")
 WORKER_EPOCHS = Metric("penstock_worker_restarts_total", "counter", (), "Engine restarts, each under a new epoch.")
 
+OPERATOR_RECONCILE = Metric(
+    "penstock_operator_reconcile_seconds", "histogram", ("outcome",), "One reconcile of a ModelService.", _SHORT_SECONDS
+)
+OPERATOR_QUEUE = Metric("penstock_operator_queue_depth", "gauge", (), "ModelServices waiting to be reconciled, those in back-off included.")
+OPERATOR_WATCH_AGE = Metric("penstock_operator_watch_age_seconds", "gauge", ("kind",), "Since the last event or bookmark of a watch.")
+OPERATOR_WRITES = Metric("penstock_operator_writes_total", "counter", ("kind", "verb"), "Writes to the API server: apply, status, delete.")
+OPERATOR_REFUSED = Metric("penstock_operator_refused_writes_total", "counter", (), "Writes that the API server refused for good.")
+OPERATOR_RETIRED = Metric(
+    "penstock_operator_retired_pods_total",
+    "counter",
+    ("end",),
+    "Worker Pods deleted, by how: drained, deadline, not_serving, ended, other.",
+)
+OPERATOR_DRAINING = Metric("penstock_operator_draining_workers", "gauge", (), "Workers being drained now.")
+OPERATOR_LEADER = Metric("penstock_operator_leader", "gauge", (), "1 while this process leads.")
+OPERATOR_OBJECTS = Metric("penstock_operator_objects", "gauge", ("kind",), "Objects in the cache.")
+OPERATOR_LOOP_LAG = Metric("penstock_operator_loop_lag_seconds", "gauge", (), "How late the event loop last woke.")
+
 ALL: tuple[Metric, ...] = tuple(value for value in dict(globals()).values() if isinstance(value, Metric))

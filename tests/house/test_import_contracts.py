@@ -39,6 +39,10 @@ def lint(tree: Path, folders: list[str]) -> subprocess.CompletedProcess[str]:
         ("router/penstock_router/planted.py", "import ray", "ray lives in one module"),
         ("dataplane/penstock_dataplane/planted.py", "import penstock_kvindex", "Layers"),
         ("router/penstock_router/planted.py", "import redis", "redis lives in kvindex"),
+        ("worker/penstock_worker/planted.py", "import penstock_operator", "Layers"),
+        ("cli/penstock_cli/planted.py", "import kopf", "kopf and kubernetes live in operator"),
+        ("core/penstock_core/planted.py", "import pydantic", "pydantic lives in core"),
+        ("router/penstock_router/planted.py", "import penstock_core.api", "the resource types stay off"),
     ],
 )
 def test_a_planted_violation_is_caught(tmp_path: Path, module: str, planted: str, contract: str) -> None:

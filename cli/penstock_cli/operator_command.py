@@ -1,0 +1,28 @@
+"""`penstock operator`: from the command line's words to an OperatorConfig and its secrets; the running is penstock_operator's.
+
+Command line over file, file over defaults. It reads no environment but the secrets. Only here is the operator imported: it brings
+`kopf` and `kubernetes`, which no other command needs.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock_core.errors import PenstockError
+
+from penstock_cli.settings import parse_settings
+
+
+class NotInstalled(PenstockError):
+    """The operator's libraries are not there."""
+
+
+def run_from_settings(config: Path | None, settings: dict[str, Any], others: Sequence[str]) -> int:
+    """Run an operator until it is told to end; gives its exit status. Raises ConfigError or NotInstalled."""
+    try:
+        from penstock_operator.config import load_config, load_secrets
+        from penstock_operator.process import serve_operator
+    except ImportError as error:
+        raise NotInstalled(f"{error.name} is not installed; install penstock[operator]") from None
+    return serve_operator(load_config(config, {**settings, **parse_settings(others)}), load_secrets(os.environ))

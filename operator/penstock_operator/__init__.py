@@ -1,0 +1,1 @@
+"""Turns ModelService and WorkerPool resources into running, drained and upgraded workers."""

@@ -1,0 +1,120 @@
+"""The command-line flags of each component of a control plane, from its folder and ports. Pure; `control_plane` runs them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+ETCD, API_SERVER, CONTROLLERS, SCHEDULER, KWOK = "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok"
+
+_STAGES = Path(__file__).parent / "stages.yaml"
+_UNBRAKED = {"kube-api-qps": 500, "kube-api-burst": 1_000}
+"""The default of 20 requests a second would set the pace of every test with many objects."""
+
+
+class Place(NamedTuple):
+    """Where one control plane lives."""
+
+    folder: Path
+    api_port: int
+    etcd_port: int
+    peer_port: int
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.api_port}"
+
+    @property
+    def etcd_url(self) -> str:
+        return f"http://127.0.0.1:{self.etcd_port}"
+
+    @property
+    def authority(self) -> Path:
+        """The API server makes itself a certificate and an authority; both are in this file."""
+        return self.folder / "certs" / "apiserver.crt"
+
+    @property
+    def key(self) -> Path:
+        """The certificate's key; it signs the tokens of ServiceAccounts too."""
+        return self.folder / "certs" / "apiserver.key"
+
+    @property
+    def tokens(self) -> Path:
+        """Static users: token, name, number, group."""
+        return self.folder / "tokens.csv"
+
+    def kubeconfig(self, user: str) -> Path:
+        return self.folder / f"{user.rpartition(':')[2]}.kubeconfig"
+
+
+def flags_of(component: str, place: Place, *, with_controllers: bool) -> list[str]:
+    """Words after the program's name."""
+    made = {
+        ETCD: _etcd,
+        API_SERVER: _api_server,
+        CONTROLLERS: _controllers,
+        SCHEDULER: _scheduler,
+        KWOK: _kwok,
+    }[component](place)
+    if component == API_SERVER and not with_controllers:
+        made["disable-admission-plugins"] = "ServiceAccount"  # nobody would make the accounts it insists on
+    return [f"--{name}={value}" for name, value in made.items()]
+
+
+def _etcd(place: Place) -> dict[str, object]:
+    peer = f"http://127.0.0.1:{place.peer_port}"
+    return {
+        "name": "only",
+        "data-dir": place.folder / "etcd",
+        "unsafe-no-fsync": "true",
+        "log-level": "warn",
+        "listen-client-urls": place.etcd_url,
+        "advertise-client-urls": place.etcd_url,
+        "listen-peer-urls": peer,
+        "initial-advertise-peer-urls": peer,
+        "initial-cluster": f"only={peer}",
+    }
+
+
+def _api_server(place: Place) -> dict[str, object]:
+    return {
+        "etcd-servers": place.etcd_url,
+        "bind-address": "127.0.0.1",
+        "advertise-address": "127.0.0.1",
+        "secure-port": place.api_port,
+        "cert-dir": place.key.parent,
+        "endpoint-reconciler-type": "none",  # a loopback address cannot be an endpoint of the Service `kubernetes`
+        "service-cluster-ip-range": "10.96.0.0/16",
+        "token-auth-file": place.tokens,
+        "service-account-issuer": "https://kubernetes.default.svc",
+        "service-account-key-file": place.key,
+        "service-account-signing-key-file": place.key,
+        "authorization-mode": "Node,RBAC",
+        "profiling": "false",
+    }
+
+
+def _controllers(place: Place) -> dict[str, object]:
+    return {
+        **_UNBRAKED,
+        "kubeconfig": place.kubeconfig(CONTROLLERS),
+        "leader-elect": "false",
+        "secure-port": 0,
+        "use-service-account-credentials": "true",
+        "service-account-private-key-file": place.key,
+        "root-ca-file": place.authority,
+        "horizontal-pod-autoscaler-sync-period": "2s",
+    }
+
+
+def _scheduler(place: Place) -> dict[str, object]:
+    return {**_UNBRAKED, "kubeconfig": place.kubeconfig(SCHEDULER), "leader-elect": "false", "secure-port": 0}
+
+
+def _kwok(place: Place) -> dict[str, object]:
+    return {
+        "kubeconfig": place.kubeconfig("admin"),
+        "config": _STAGES,
+        "manage-nodes-with-annotation-selector": "kwok.x-k8s.io/node=fake",
+        "node-lease-duration-seconds": 40,
+        "cidr": "10.200.0.0/16",
+        "node-ip": "127.0.0.1",
+    }

@@ -1,0 +1,74 @@
+"""The operator as a process, beside a real API server."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from control_plane import ControlPlane, wait_until
+from penstock_cli.child import Child
+
+FLEET_TOKEN = "f" * 32
+
+
+class OperatorProcess:
+    """One `penstock operator`: started, watched, ended."""
+
+    def __init__(self, plane: ControlPlane, folder: Path, kubeconfig: Path | None = None, **settings: object) -> None:
+        self.url_file = folder / "url"
+        self.log_path = folder / "log"
+        told = {"host": "127.0.0.1", "port": 0, "announce_path": str(self.url_file), "image": "penstock:1"} | settings
+        told["kubeconfig"] = str(kubeconfig or plane.kubeconfig)
+        file = folder / "settings.json"
+        file.write_text(json.dumps(told), encoding="utf-8")
+        secrets = {"PENSTOCK_FLEET_TOKEN": FLEET_TOKEN, "PENSTOCK_REDIS_URL": "redis://redis:6379/0"}
+        self.child = Child(
+            "operator",
+            [sys.executable, "-m", "penstock_cli.main", "operator", "--config", str(file)],
+            self.log_path,
+            environ={**os.environ, **secrets},
+        )
+
+    @property
+    def url(self) -> str:
+        return wait_until("the operator's URL", lambda: self.url_file.exists() and self.url_file.read_text().strip())
+
+    def wait_leading(self) -> None:
+        """Until it leads and everything is listed."""
+
+        def leads() -> bool:
+            answer = httpx.get(f"{self.url}/readyz")
+            return answer.is_success and bool(answer.json()["leading"])
+
+        wait_until(f"the operator leads (log: {self.log_path.read_text()[-2000:]})", leads)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric over all label sets that match."""
+        total = 0.0
+        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+            if line.startswith((f"{name}{{", f"{name} ")) and all(f'{label}="{value}"' in line for label, value in labels.items()):
+                total += float(line.rpartition(" ")[2])
+        return total
+
+    def logged(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+
+
+@pytest.fixture
+def start_operator(tmp_path: Path) -> Iterator[Callable[..., OperatorProcess]]:
+    """Starts an operator at each call: `start_operator(plane, namespace=…, watch_namespace=…)`; all end with the test."""
+    with ExitStack() as stack:
+        numbers = iter(range(100))
+
+        def start(plane: ControlPlane, **settings: object) -> OperatorProcess:
+            folder = tmp_path / f"operator-{next(numbers)}"
+            folder.mkdir()
+            process = OperatorProcess(plane, folder, **settings)  # type: ignore[arg-type]
+            stack.callback(process.child.stop, 10.0)
+            return process
+
+        yield start

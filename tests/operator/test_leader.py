@@ -1,0 +1,157 @@
+"""Who may lead, in time that passes by arithmetic, on a Lease in memory."""
+
+import asyncio
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from penstock_operator.api_server import ApiError, Conflict
+from penstock_operator.kinds import ObjectKind
+from penstock_operator.leader import Leader, LeaseTimes, may_take
+
+TIMES = LeaseTimes(15.0, 10.0, 2.0)
+
+
+class Store:
+    """One Lease with optimistic locking; `away` refuses everything."""
+
+    def __init__(self) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.version = 0
+        self.away = False
+
+    async def read(self, kind: ObjectKind, namespace: str, name: str) -> dict[str, Any] | None:
+        self._here()
+        return deepcopy(self.lease)
+
+    async def create(self, kind: ObjectKind, namespace: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        self._here()
+        if self.lease is not None:
+            raise Conflict("there is one")
+        return self._keep(body)
+
+    async def replace(self, kind: ObjectKind, namespace: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        self._here()
+        if body["metadata"]["resourceVersion"] != str(self.version):
+            raise Conflict("changed")
+        return self._keep(body)
+
+    def _here(self) -> None:
+        if self.away:
+            raise ApiError("no connection")
+
+    def _keep(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        self.version += 1
+        self.lease = deepcopy(dict(body))
+        self.lease["metadata"]["resourceVersion"] = str(self.version)
+        return deepcopy(self.lease)
+
+
+class Time:
+    """A clock that `pause` moves on; `at` calls something when a moment has come."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.agenda: list[tuple[float, Any]] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    async def pause(self, seconds: float) -> None:
+        self.now += seconds
+        for moment, act in [item for item in self.agenda if item[0] <= self.now]:
+            self.agenda.remove((moment, act))
+            act()
+
+
+def candidate(store: Store, time: Time, identity: str) -> Leader:
+    return Leader(store, "team", identity, TIMES, clock=time.clock, pause=time.pause)
+
+
+def test_who_may_take_a_lease() -> None:
+    """A free one, one's own, and one that has not changed for longer than it holds."""
+    held = {"holderIdentity": "a", "leaseDurationSeconds": 15}
+    assert may_take({}, "b", 0.0) and may_take({**held, "holderIdentity": ""}, "b", 0.0) and may_take(held, "a", 0.0)
+    assert not may_take(held, "b", 15.0)
+    assert may_take(held, "b", 15.1)
+
+
+def test_a_second_one_waits_for_the_lease_to_run_out_and_no_longer() -> None:
+    """The first never renews: the second leads after duration plus one retry at most, counted from when it first looked."""
+    store, time = Store(), Time()
+
+    async def story() -> float:
+        await candidate(store, time, "a").acquire()
+        began = time.now
+        await candidate(store, time, "b").acquire()
+        return time.now - began
+
+    took_s = asyncio.run(story())
+    assert TIMES.duration_s < took_s <= TIMES.duration_s + TIMES.retry_period_s
+    assert store.lease is not None and store.lease["spec"]["leaseTransitions"] == 1
+
+
+def test_a_leader_without_an_api_server_gives_up_before_another_may_lead() -> None:
+    """Renewals fail from second 20 on: `hold` returns within the renew deadline, five seconds before the Lease is free."""
+    store, time = Store(), Time()
+
+    async def story() -> float:
+        leader = candidate(store, time, "a")
+        await leader.acquire()
+        away_at = time.now + 20.0
+        time.agenda.append((away_at, lambda: setattr(store, "away", True)))
+        await leader.hold()
+        return time.now - away_at
+
+    assert asyncio.run(story()) <= TIMES.renew_deadline_s < TIMES.duration_s
+
+
+def test_a_short_absence_of_the_api_server_costs_no_leadership() -> None:
+    """Away for six seconds: renewed afterwards; only an absence that stays ends it."""
+    store, time = Store(), Time()
+
+    async def story() -> float:
+        leader = candidate(store, time, "a")
+        await leader.acquire()
+        began = time.now
+        for moment, away in ((10.0, True), (16.0, False), (100.0, True)):
+            time.agenda.append((began + moment, lambda away=away: setattr(store, "away", away)))
+        await leader.hold()
+        return time.now - began
+
+    assert asyncio.run(story()) > 100.0
+
+
+def test_a_leader_that_sees_another_holder_ends_at_once() -> None:
+    """Somebody has written himself into the Lease: no second leader, not even for the renew deadline."""
+    store, time = Store(), Time()
+
+    def usurp() -> None:
+        assert store.lease is not None
+        store.lease["spec"] |= {"holderIdentity": "b", "renewTime": "now"}
+        store._keep(store.lease)
+
+    async def story() -> float:
+        leader = candidate(store, time, "a")
+        await leader.acquire()
+        usurped_at = time.now + 11.0
+        time.agenda.append((usurped_at, usurp))
+        await leader.hold()
+        return time.now - usurped_at
+
+    assert asyncio.run(story()) <= TIMES.retry_period_s
+
+
+def test_a_released_lease_is_taken_at_once() -> None:
+    """Told to end, a leader empties the Lease; the next one does not wait."""
+    store, time = Store(), Time()
+
+    async def story() -> float:
+        leader = candidate(store, time, "a")
+        await leader.acquire()
+        await leader.release()
+        began = time.now
+        await candidate(store, time, "b").acquire()
+        return time.now - began
+
+    assert asyncio.run(story()) == 0.0
