@@ -9,7 +9,6 @@ import msgspec
 from penstock_core.endpoint import Role
 from penstock_core.errors import PenstockError
 from penstock_router.policy_names import parse_policy
-from penstock_router.policy_names import parse_policy
 from penstock_worker.config import WorkerConfig
 
 ROUTER_DRAIN_S = 3
@@ -46,7 +45,6 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
         if self.redis_url and not self.redis_url.startswith(_REDIS_SCHEMES):
             shown = self.redis_url.rpartition("@")[2]  # what stands before it may be a password
             raise PenstockError(f"redis is {shown!r}; allowed: redis://host:port/db, rediss://host:port/db or unix://path?db=0")
-        parse_policy(self.policy)
 
     @property
     def desired(self) -> dict[str, int]:
