@@ -45,7 +45,6 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
         if self.redis_url and not self.redis_url.startswith(_REDIS_SCHEMES):
             shown = self.redis_url.rpartition("@")[2]  # what stands before it may be a password
             raise PenstockError(f"redis is {shown!r}; allowed: redis://host:port/db, rediss://host:port/db or unix://path?db=0")
-        parse_policy(self.policy)
 
     @property
     def desired(self) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """`random`, and `power-of-two`: the less loaded of two drawn at random.
 
 Sources: `random` is in every router. Two choices: Mitzenmacher, "The power of two choices in randomized load balancing"
-(IEEE TPDS 2001); the gateways of SGLang and vLLM and AIBrix offer it, counting running requests. What is drawn depends on
-the query's seed alone.
+(IEEE TPDS 2001); the gateways of SGLang and vLLM offer it, counting requests. What is drawn depends on the query's seed
+alone.
 """
 
 from penstock_router import columns as col
