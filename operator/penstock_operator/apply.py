@@ -15,7 +15,7 @@ from penstock_operator.metrics import OperatorMetrics
 from penstock_operator.names import FIELD_MANAGER
 from penstock_operator.plan import Plan, Removal, Write
 
-log = logging.getLogger("penstock.operator.apply")
+log = logging.getLogger(__name__)
 
 
 class Server(Protocol):

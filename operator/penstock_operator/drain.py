@@ -15,7 +15,7 @@ from penstock_operator.cache import Key
 from penstock_operator.observe import Report
 from penstock_operator.plan import DrainOrder
 
-log = logging.getLogger("penstock.operator.drain")
+log = logging.getLogger(__name__)
 
 _CALL_S = 3.0
 _POLL_S = 1.0

@@ -13,7 +13,7 @@ from penstock_operator.conditions import PROGRESSING, READY, SPEC_VALID, find, s
 from penstock_operator.kinds import EVENT, ObjectKind
 from penstock_operator.progress import EXCEEDED
 
-log = logging.getLogger("penstock.operator.events")
+log = logging.getLogger(__name__)
 
 COMPONENT = "penstock-operator"
 

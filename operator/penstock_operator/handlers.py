@@ -22,7 +22,7 @@ from penstock_operator.kinds import MADE, WATCHED, ObjectKind
 from penstock_operator.names import MANAGED_SELECTOR
 from penstock_operator.watch_session import response_class
 
-log = logging.getLogger("penstock.operator.watches")
+log = logging.getLogger(__name__)
 
 _RESTART_S = 2.0
 _STOP_S = 10.0

@@ -16,7 +16,7 @@ import msgspec
 from penstock_operator.api_server import ApiError, Conflict
 from penstock_operator.kinds import LEASE, ObjectKind
 
-log = logging.getLogger("penstock.operator.leader")
+log = logging.getLogger(__name__)
 
 
 class Leases(Protocol):

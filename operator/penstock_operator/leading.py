@@ -26,7 +26,7 @@ from penstock_operator.queue import KeyedQueue
 from penstock_operator.reconcile import Reconciler, RefusedForGood
 from penstock_operator.workers import Workers
 
-log = logging.getLogger("penstock.operator")
+log = logging.getLogger(__name__)
 
 _KINDS_RETRY_S = 2.0
 _SPREAD_RATIO = 0.1

@@ -13,8 +13,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from penstock_dataplane.loop import run
+from penstock_process import logs
 
-from penstock_operator import logs
 from penstock_operator.api_server import ApiServer, login
 from penstock_operator.config import OperatorConfig, OperatorSecrets
 from penstock_operator.leader import Leader, LeaseTimes
@@ -22,7 +22,7 @@ from penstock_operator.leading import Leading
 from penstock_operator.metrics import OperatorMetrics
 from penstock_operator.probes import Health, Probes
 
-log = logging.getLogger("penstock.operator")
+log = logging.getLogger(__name__)
 
 _BEAT_S = 1.0
 

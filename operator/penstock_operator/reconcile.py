@@ -22,7 +22,7 @@ from penstock_operator.names import workers_object
 from penstock_operator.observe import Observed, Report, observe
 from penstock_operator.plan import DrainOrder, Plan, plan
 
-log = logging.getLogger("penstock.operator.reconcile")
+log = logging.getLogger(__name__)
 
 _MOST_PASSES = 12
 _TERMINATING_S = 60.0

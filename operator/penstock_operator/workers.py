@@ -11,7 +11,7 @@ from typing import Generic
 
 from penstock_operator.queue import K, KeyedQueue
 
-log = logging.getLogger("penstock.operator.workers")
+log = logging.getLogger(__name__)
 
 Reconcile = Callable[[K], Awaitable[float | None]]
 """Makes one key true; gives the seconds after which it wants to look again, or None. Raises whatever went wrong."""

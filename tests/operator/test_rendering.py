@@ -14,7 +14,8 @@ from penstock_operator.difference import differs
 from penstock_operator.render import children
 from penstock_operator.render.merge import merge_patch, merge_template
 from penstock_operator.render.pod import CONTAINER, SECRET_ENV, instantiate, kv_generation, literal, render_template
-from penstock_worker.config import SECRET_NAMES, load_config
+from penstock_process.secrets import CHUNK_SECRET, FLEET_TOKEN, REDIS_URL
+from penstock_worker.config import load_config
 
 CONFIG = OperatorConfig(image="penstock:1")
 SERVICE = {"metadata": {"name": "llama", "namespace": "team", "uid": "u-1"}}
@@ -48,7 +49,7 @@ def test_the_worker_understands_its_command_line() -> None:
     assert (config.role.value, config.model, config.pool, config.port) == ("decode", "org/llama", "decode", 8000)
     assert config.advertise_url == "http://10.0.0.7:8000" and config.drain_s == 300 and config.kv_claim_seconds == 30
     assert config.kv_generation == kv_generation(spec_of(), CONFIG)
-    assert set(SECRET_NAMES.values()) <= SECRET_ENV.keys()
+    assert {CHUNK_SECRET, FLEET_TOKEN, REDIS_URL} <= SECRET_ENV.keys()
 
 
 def test_the_grace_is_the_drain_and_fifteen_seconds() -> None:
