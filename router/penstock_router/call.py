@@ -19,7 +19,10 @@ from penstock_router.scheduling import Booking
 
 
 class Ended(Exception):
-    """The request ends here with this outcome; `status` only where it is not the outcome's own (404 or 405 for a wrong path)."""
+    """The request ends here with this outcome; `status` only where it is not the outcome's own (404 or 405 for a wrong path).
+
+    `message` goes to the client; `detail` (addresses, an upstream's words) into the log only.
+    """
 
     def __init__(
         self,
@@ -29,10 +32,12 @@ class Ended(Exception):
         param: str | None = None,
         retry_after_s: int | None = None,
         status: int | None = None,
+        detail: str = "",
     ) -> None:
         super().__init__(message)
         self.outcome = outcome
         self.message = message
+        self.detail = detail
         self.param = param
         self.retry_after_s = retry_after_s
         self.status = status

@@ -113,8 +113,9 @@ class Deliverer:
                 _cancel_when_client_leaves(call)
                 raise self._legs.failure(call, endpoint, result.error)
             late = asyncio.get_running_loop().time() >= call.deadline_s
-            message = out_of_time(call).message if late else f"the answer broke off: {result.error}"
+            message = out_of_time(call).message if late else "the answer broke off: the upstream failed"
             await self._break_off(call, Outcome.DEADLINE_EXCEEDED if late else Outcome.UPSTREAM_FAILED, message)
+            call.message = f"{message} ({result.error})"  # for the log: what an upstream is called and says is not the client's
         elif not exchange.started:
             _cancel_when_client_leaves(call)
             raise LegFailed(endpoint, "garbage", "answered an empty stream")

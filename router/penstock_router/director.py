@@ -208,7 +208,8 @@ class Director:
 
     def _refuse(self, call: Call, ended: Ended) -> None:
         """The one place where an outcome becomes a status and a body."""
-        call.outcome, call.message = ended.outcome, ended.message
+        call.outcome = ended.outcome
+        call.message = f"{ended.message} ({ended.detail})" if ended.detail else ended.message
         if call.exchange.started:
             call.exchange.abort()
             return

@@ -89,10 +89,10 @@ class Dispatch:
                 allowed = ", ".join(path for path, capability in CAPABILITIES.items() if capability in declared)
                 return Ended(Outcome.BAD_REQUEST, f"path is {call.chat.path}; allowed for {model}: {allowed}")
             return Ended(Outcome.NO_ENDPOINT, f"no endpoint of {model} can take this request now (0 placements tried)", retry_after_s=1)
-        said = f"{call.tried} placement{'s' if call.tried != 1 else ''} tried, the last failed: {last}"
+        said = f"{call.tried} placement{'s' if call.tried != 1 else ''} tried, the last failed: {last.reason}"
         if last.reason.startswith("refused"):
-            return Ended(Outcome.NO_ENDPOINT, f"no endpoint of {model} takes this request now; {said}", retry_after_s=1)
-        return Ended(Outcome.UPSTREAM_FAILED, f"no endpoint of {model} could answer; {said}")
+            return Ended(Outcome.NO_ENDPOINT, f"no endpoint of {model} takes this request now; {said}", retry_after_s=1, detail=f"{last}")
+        return Ended(Outcome.UPSTREAM_FAILED, f"no endpoint of {model} could answer; {said}", detail=f"{last}")
 
     async def _carry_out(self, call: Call, booking: Booking) -> None:
         placement = booking.placement

@@ -1,21 +1,19 @@
 """The cost of placing a request, computed over flat arrays in numba's subset of Python.
 
 Compiled (and cached) where numba is installed, the same text run as plain Python where it is not. The policies and the
-beliefs call it; it knows rows and columns, no endpoint, no request, no clock. numba looks at this file's time stamp only:
-touch it after a change of `columns` or of the profile's columns. Formulas: design, "Placement".
+beliefs call it; it knows rows and columns, no endpoint, no request, no clock. Formulas: design, "Placement".
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from penstock_core import profile as pc
 
 from penstock_router import columns as col
+from penstock_router.machine_code import Compiler
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Owners = NDArray[np.int32]
@@ -23,26 +21,13 @@ Owners = NDArray[np.int32]
 Slots = NDArray[np.uint16]
 Chunks = NDArray[np.int32]
 
-njit: Any
-try:
-    from numba import njit
-except ImportError:
-    njit = None
-
-COMPILED = njit is not None
+compiled = Compiler(Path(__file__), col, pc)
+COMPILED = compiled.works
 NO_ROOM = 1e6
 """Added to the cost of an endpoint without KV headroom: it is taken only when none has any."""
 
 
-def _compiled(function: _F) -> _F:
-    """`function` compiled, where numba is installed."""
-    if njit is None:
-        return function
-    machine_code: _F = njit(cache=True, error_model="numpy")(function)
-    return machine_code
-
-
-@_compiled
+@compiled
 def prefill_s(rows: Floats, r: int, new: float, cached: float) -> float:
     """Seconds of a pass over `new` prompt tokens after `cached` cached ones at endpoint r; 0 for none."""
     if new <= 0.0:
@@ -64,7 +49,7 @@ def prefill_s(rows: Floats, r: int, new: float, cached: float) -> float:
     return float(y0)
 
 
-@_compiled
+@compiled
 def decode_s(rows: Floats, r: int, streams: float, context: float) -> float:
     """Seconds of a decode step of `streams` streams over `context` tokens at endpoint r; 0 for none."""
     if streams <= 0.0:
@@ -75,7 +60,7 @@ def decode_s(rows: Floats, r: int, streams: float, context: float) -> float:
     return float(max(rows[r, pc.DECODE_FLOOR], seconds))
 
 
-@_compiled
+@compiled
 def through_s(rows: Floats, r: int, tokens: float, budget: float, step: float) -> float:
     """Seconds until `tokens` waiting tokens are through, in passes of `budget` with a decode step of `step` in each."""
     if tokens <= 0.0:
@@ -90,13 +75,13 @@ def through_s(rows: Floats, r: int, tokens: float, budget: float, step: float) -
     return seconds
 
 
-@_compiled
+@compiled
 def batch(rows: Floats, r: int) -> tuple[float, float]:
     """(b, C) of endpoint r, ours and foreign."""
     return rows[r, col.STREAMS] + rows[r, col.FOREIGN_STREAMS], rows[r, col.CONTEXT] + rows[r, col.FOREIGN_CONTEXT]
 
 
-@_compiled
+@compiled
 def trim(rows: Floats, r: int) -> None:
     """Keep D ≤ U and X ≤ what is not computed.
 
@@ -110,7 +95,7 @@ def trim(rows: Floats, r: int) -> None:
     rows[r, col.PASSING] = min(rows[r, col.PASSING], waiting)
 
 
-@_compiled
+@compiled
 def advance(rows: Floats, r: int, now: float) -> None:
     """Let the passes that are over by `now` be over: D += X, and the next one forms.
 
@@ -139,7 +124,7 @@ def advance(rows: Floats, r: int, now: float) -> None:
     trim(rows, r)
 
 
-@_compiled
+@compiled
 def queue(rows: Floats, r: int, now: float) -> tuple[float, float, float, float, float, float]:
     """(left, W, step, budget, b, C) of endpoint r after `advance`."""
     b, c = batch(rows, r)
@@ -156,7 +141,7 @@ def queue(rows: Floats, r: int, now: float) -> tuple[float, float, float, float,
     return left, max(0.0, waiting), step, budget, b, c
 
 
-@_compiled
+@compiled
 def shorter(table: Floats, k: float, most: float) -> float:
     """P(length < k) for an output of at most `most` tokens."""
     if k > most:
@@ -164,7 +149,7 @@ def shorter(table: Floats, k: float, most: float) -> float:
     return float(table[col.SHORTER, int(min(math.ceil(k), float(col.LONGEST_TOKENS)))])
 
 
-@_compiled
+@compiled
 def missed_ttft(ttft: float, target: float, sigma: float) -> float:
     """Chance that the TTFT exceeds its target, residuals being normal with deviation sigma·ttft."""
     spare, deviation = target - ttft, 1.4142135623730951 * sigma * ttft
@@ -173,7 +158,7 @@ def missed_ttft(ttft: float, target: float, sigma: float) -> float:
     return 0.5 * math.erfc(spare / deviation)
 
 
-@_compiled
+@compiled
 def others_miss(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats) -> float:
     """Σ E_j after `weigh`: expected number of streams at endpoint r that come to miss their mean ITL by the newcomer.
 
@@ -204,20 +189,20 @@ def others_miss(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats)
     return total
 
 
-@_compiled
+@compiled
 def no_room(rows: Floats, r: int, kv: float) -> bool:
     """Whether endpoint r lacks KV for `kv` more tokens; an endpoint of unknown size has room."""
     total = rows[r, col.KV_TOTAL]
     return bool(total > 0.0 and kv > total - max(rows[r, col.KV_BOOKED], rows[r, col.KV_REPORTED]))
 
 
-@_compiled
+@compiled
 def held_tokens(rows: Floats, r: int, q: Floats) -> float:
     """Tokens of the prompt that endpoint r holds; at least one is left to compute."""
     return float(min(float(math.floor(rows[r, col.HELD_CHUNKS] * q[col.CHUNK_TOKENS])), q[col.PROMPT] - 1.0))
 
 
-@_compiled
+@compiled
 def weigh(rows: Floats, r: int, q: Floats, divided: bool) -> float:
     """Cost of prefilling at endpoint r without what it does to the streams there; leaves the terms in r's columns.
 
@@ -260,7 +245,7 @@ def weigh(rows: Floats, r: int, q: Floats, divided: bool) -> float:
     return float(cost)
 
 
-@_compiled
+@compiled
 def hold(rows: Floats, owners: Owners, slots: Slots, chunks: Chunks, factor: float) -> None:
     """Write who holds how many chunks into HELD_CHUNKS; factor 0 takes it out again."""
     for i in range(len(slots)):
@@ -269,7 +254,7 @@ def hold(rows: Floats, owners: Owners, slots: Slots, chunks: Chunks, factor: flo
             rows[r, col.HELD_CHUNKS] = chunks[i] * factor
 
 
-@_compiled
+@compiled
 def mix(seed: int, r: int) -> int:
     """A well-spread 31-bit number of (seed, r): equal costs are decided by the larger one."""
     x = (seed ^ (r * 2654435761)) & 0xFFFFFFFF
@@ -278,7 +263,7 @@ def mix(seed: int, r: int) -> int:
     return (x ^ (x >> 16)) >> 1
 
 
-@_compiled
+@compiled
 def least_cost(
     rows: Floats, streams: Floats, table: Floats, candidates: Rows, owners: Owners, slots: Slots, chunks: Chunks,
     q: Floats, seed: int, divided: bool, everything: bool,
@@ -312,7 +297,7 @@ def least_cost(
     return best
 
 
-@_compiled
+@compiled
 def decode_wait(rows: Floats, r: int, q: Floats) -> tuple[float, float]:
     """(step time with the newcomer, seconds that wait there first) of decoding at endpoint r."""
     now, n = q[col.NOW_S], q[col.PROMPT]
@@ -323,7 +308,7 @@ def decode_wait(rows: Floats, r: int, q: Floats) -> tuple[float, float]:
     return decode_s(rows, r, b + 1.0, c + n), left + through_s(rows, r, waiting, budget, step)
 
 
-@_compiled
+@compiled
 def least_step(rows: Floats, candidates: Rows, q: Floats, seed: int) -> int:
     """Index of the decode endpoint with the least predicted step time and wait, ties to fewest tokens; −1 for none."""
     best, least, tokens, luck = -1, math.inf, math.inf, 0
@@ -341,7 +326,7 @@ def least_step(rows: Floats, candidates: Rows, q: Floats, seed: int) -> int:
     return best
 
 
-@_compiled
+@compiled
 def shortlist(rows: Floats, candidates: Rows, limit: int, by_hit: bool, seed: int) -> Rows:
     """At most `limit` of the candidates: best hits (where they count), least WAIT_S, two at random."""
     if len(candidates) <= limit:
@@ -368,7 +353,7 @@ def shortlist(rows: Floats, candidates: Rows, limit: int, by_hit: bool, seed: in
     return chosen
 
 
-@_compiled
+@compiled
 def least_pair(
     rows: Floats, streams: Floats, table: Floats, prefills: Rows, decodes: Rows, owners: Owners, slots: Slots, chunks: Chunks,
     q: Floats, seed: int, limit: int,
@@ -411,7 +396,7 @@ def least_pair(
     return best
 
 
-@_compiled
+@compiled
 def least_running(
     rows: Floats, candidates: Rows, owners: Owners, slots: Slots, chunks: Chunks, q: Floats, seed: int, imbalance: float
 ) -> int:
@@ -442,7 +427,7 @@ def least_running(
     return best
 
 
-@_compiled
+@compiled
 def book(rows: Floats, r: int, new: float, kv: float, now: float) -> None:
     """A leg that computes `new` prompt tokens is placed at endpoint r; `kv` tokens of KV are set aside."""
     advance(rows, r, now)
@@ -456,7 +441,7 @@ def book(rows: Floats, r: int, new: float, kv: float, now: float) -> None:
     rows[r, col.RUNNING] += 1.0
 
 
-@_compiled
+@compiled
 def computed(rows: Floats, r: int, new: float, now: float) -> None:
     """A prompt of `new` booked tokens turns out to be through: a pass has just ended at endpoint r."""
     advance(rows, r, now)
@@ -476,7 +461,7 @@ def computed(rows: Floats, r: int, new: float, now: float) -> None:
     trim(rows, r)
 
 
-@_compiled
+@compiled
 def withdraw(rows: Floats, r: int, new: float, now: float) -> None:
     """A prompt of `new` booked tokens is given up before its end: what waits goes first, then what is in the pass."""
     advance(rows, r, now)

@@ -33,6 +33,7 @@ def test_an_upstream_that_fails_everywhere_is_502_in_json(play, kind):
         answer = await world.chat(stream=kind in ("empty_stream", "cut_before_first_byte"))
         assert (answer.status, answer.error["code"], answer.error["type"]) == (502, "upstream_failed", "api_error")
         assert "2 placements tried" in answer.error["message"] and b"html" not in answer.body
+        assert not any(word.encode() in answer.body for word in (*(one.url.rpartition("/")[2] for one in ones), "EHLO"))
         assert sorted(len(one.seen) for one in ones) == [1, 1]
         assert sum(router.figures.retries.values()) == 1 and world.outcomes() == {"upstream_failed": 1}
 

@@ -1,7 +1,6 @@
 """Builders for scheduling tests, and the fixture that runs a test on the compiled and on the plain kernel."""
 
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from random import Random
 from types import ModuleType
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from penstock_core.endpoint import Endpoint, Role, WorkerRecord
 from penstock_core.profile import DecodePiece, EngineProfile
-from penstock_router import beliefs, booking, kernel, policies
+from penstock_router import beliefs, booking, kernel, machine_code, policies
 from penstock_router import columns as col
 from penstock_router.scheduling import Ask, Scheduler
 
@@ -96,7 +95,7 @@ def _plain() -> ModuleType:
 @pytest.fixture(scope="session")
 def plain_kernel() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "numba", None)
+        patch.setattr(machine_code, "njit", None)
         module = _plain()
     yield module
 
