@@ -72,6 +72,8 @@ OPERATOR_RETIRED = Metric(
 )
 OPERATOR_DRAINING = Metric("penstock_operator_draining_workers", "gauge", (), "Workers being drained now.")
 OPERATOR_LEADER = Metric("penstock_operator_leader", "gauge", (), "1 while this process leads.")
+OPERATOR_UNREGISTERED = Metric("penstock_operator_unregistered_workers", "gauge", (), "Ready Pods that no router can find.")
+OPERATOR_STRAYS = Metric("penstock_operator_stray_registrations", "gauge", (), "Workers in the registry without a Pod.")
 OPERATOR_OBJECTS = Metric("penstock_operator_objects", "gauge", ("kind",), "Objects in the cache.")
 OPERATOR_LOOP_LAG = Metric("penstock_operator_loop_lag_seconds", "gauge", (), "How late the event loop last woke.")
 

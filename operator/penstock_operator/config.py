@@ -39,6 +39,8 @@ class OperatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """ModelServices reconciled at a time."""
     resync_s: float = 600.0
     """How often everything is listed anew."""
+    registry_interval_s: float = 60.0
+    """How often ready Pods are compared with the registry."""
     status_interval_s: float = 1.0
     """Status of one object is written at most this often, except when Ready changes."""
     lease_duration_s: float = 15.0
@@ -69,6 +71,7 @@ class OperatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 RANGES: dict[str, tuple[float, float, str]] = {
     "concurrency": (1, 256, "ModelServices"),
     "resync_s": (1, 86_400, "seconds"),
+    "registry_interval_s": (1, 3_600, "seconds"),
     "status_interval_s": (0, 60, "seconds"),
     "lease_duration_s": (1, 600, "seconds"),
     "renew_deadline_s": (0.5, 600, "seconds"),

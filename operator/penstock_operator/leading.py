@@ -10,6 +10,7 @@ import time
 
 from kubernetes.aio.client import Configuration
 from penstock_core import metric_names
+from penstock_kvindex.redis import RedisIndex
 
 from penstock_operator.api_server import ApiError, ApiServer
 from penstock_operator.cache import Cache, Key
@@ -24,6 +25,7 @@ from penstock_operator.names import MANAGED_SELECTOR
 from penstock_operator.probes import Health
 from penstock_operator.queue import KeyedQueue
 from penstock_operator.reconcile import Reconciler, RefusedForGood
+from penstock_operator.registration import Registrations
 from penstock_operator.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -63,11 +65,23 @@ class Leading:
 
         drainer = Drainer(self._secrets.fleet_token, again)
         events = Events(self._server, time.time)
-        reconciler = Reconciler(cache, self._server, drainer, self._config, self._secrets, self._metrics, on_status=events.on_status)
+        registrations = Registrations(cache, lambda model: RedisIndex(self._secrets.redis_url, model), again, time.time)
+        reconciler = Reconciler(
+            cache,
+            self._server,
+            drainer,
+            self._config,
+            self._secrets,
+            self._metrics,
+            on_status=events.on_status,
+            unregistered=registrations.missing,
+        )
         workers = Workers(queue, reconciler, on_failure=_failed)
         feed = Feed(cache, lambda key, generation, delay_s: workers.add(key, generation=generation, delay_s=delay_s))
         watches = Watches(self._configuration, self._config.watch_namespace, feed)
         self._export(cache, queue, drainer, feed, watches)
+        self._metrics.watch(metric_names.OPERATOR_UNREGISTERED, lambda: float(registrations.counts[0]))
+        self._metrics.watch(metric_names.OPERATOR_STRAYS, lambda: float(registrations.counts[1]))
         self._metrics.leader.set(1)
         watches.start()
         try:
@@ -78,6 +92,8 @@ class Leading:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(workers.serve(), name="reconcile")
                 tasks.create_task(self._resync(cache, workers), name="resync")
+                if self._secrets.redis_url:
+                    tasks.create_task(registrations.watch(self._config.registry_interval_s), name="registrations")
         finally:
             await drainer.aclose()
             await asyncio.get_running_loop().run_in_executor(None, watches.stop)

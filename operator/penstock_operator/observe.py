@@ -39,6 +39,8 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     secret: Mapping[str, Any] | None
     reports: Mapping[str, Report | None]
     """By the uid of a leading Pod; None: asked, and no answer."""
+    unregistered: tuple[str, ...] | None = None
+    """Ready Pods that are not in the registry; None: not known."""
     refused: str = ""
     """What the API server said when it last refused one of our writes for good; empty: it did not."""
 
@@ -47,7 +49,13 @@ _CHILDREN = (SERVICE, NETWORK_POLICY, DISRUPTION_BUDGET, REVISION)
 
 
 def observe(
-    cache: Cache, key: Key, *, secret: Mapping[str, Any] | None, reports: Mapping[str, Report | None], refused: str = ""
+    cache: Cache,
+    key: Key,
+    *,
+    secret: Mapping[str, Any] | None,
+    reports: Mapping[str, Report | None],
+    unregistered: tuple[str, ...] | None = None,
+    refused: str = "",
 ) -> Observed | None:
     """The state of one ModelService; None if it is gone."""
     service = cache.get(MODEL_SERVICE, *key)
@@ -65,6 +73,7 @@ def observe(
         children={(kind, name): raw for kind in _CHILDREN for name, raw in cache.owned(key, kind).items()},
         secret=secret,
         reports=reports,
+        unregistered=unregistered,
         refused=refused,
     )
 

@@ -32,7 +32,7 @@ from penstock_operator.observe import Observed
 from penstock_operator.progress import Progress, judge
 from penstock_operator.render import children
 from penstock_operator.render.pod import PORT, Template, instantiate, render_template
-from penstock_operator.status import draining_verdict, pool_statuses, pools_verdict, ready_verdict, service_status
+from penstock_operator.status import draining_verdict, pool_statuses, pools_verdict, ready_verdict, registered_verdict, service_status
 
 FAILED_POD_S = 10.0
 """A Pod that ended is kept this long before it is replaced: one that ends at once must not make a storm."""
@@ -355,4 +355,5 @@ def _spec_verdict(observed: Observed) -> Verdict:
 
 
 def _verdicts(observed: Observed, views: Mapping[str, rollout.PoolView], progress: Progress) -> list[Verdict]:
-    return [pools_verdict(views), progress.verdict, draining_verdict(observed), ready_verdict(views)]
+    registered = [] if observed.unregistered is None else [registered_verdict(observed.unregistered)]
+    return [pools_verdict(views), progress.verdict, draining_verdict(observed), *registered, ready_verdict(views)]

@@ -67,6 +67,7 @@ class Reconciler:
         *,
         clock: Callable[[], float] = time.time,
         on_status: Transition | None = None,
+        unregistered: Callable[[Key], tuple[str, ...] | None] = lambda _: None,
     ) -> None:
         self._cache = cache
         self._server = server
@@ -76,6 +77,7 @@ class Reconciler:
         self._metrics = metrics
         self._clock = clock
         self._on_status = on_status
+        self._unregistered = unregistered
         self._applier = Applier(server, cache, metrics)
         self._memory: dict[Key, _Memory] = {}
 
@@ -128,7 +130,14 @@ class Reconciler:
             memory.secret = await self._server.read(SECRET, key[0], workers_object(key[1]))
             memory.secret_read = now
         refused = memory.refused if memory.refused_generation == service["metadata"].get("generation", 0) else ""
-        return observe(self._cache, key, secret=memory.secret, reports={**loads, **self._drainer.reports(key)}, refused=refused)
+        return observe(
+            self._cache,
+            key,
+            secret=memory.secret,
+            reports={**loads, **self._drainer.reports(key)},
+            unregistered=self._unregistered(key),
+            refused=refused,
+        )
 
     async def _finish(
         self, key: Key, memory: _Memory, settled: Plan | None, loads: Mapping[str, Report | None], refused: str

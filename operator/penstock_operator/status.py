@@ -10,7 +10,7 @@ from penstock_core.api_parts import Pool
 from penstock_core.api_terms import PoolRole
 
 from penstock_operator import names
-from penstock_operator.conditions import DRAINING, POOLS_READY, READY, Verdict, written
+from penstock_operator.conditions import DRAINING, POOLS_READY, READY, REGISTERED, Verdict, written
 from penstock_operator.gangs import gather
 from penstock_operator.observe import Observed
 from penstock_operator.render.pod import Template
@@ -95,6 +95,14 @@ def draining_verdict(observed: Observed) -> Verdict:
     }
     counts = ", ".join(f"{name} {count}" for name, count in leaving.items() if count)
     return Verdict(DRAINING, bool(counts), "ReplicasLeaving" if counts else "None", counts)
+
+
+def registered_verdict(unregistered: tuple[str, ...]) -> Verdict:
+    """Whether routers can find every ready replica."""
+    if not unregistered:
+        return Verdict(REGISTERED, True, "AllRegistered")
+    some = ", ".join(unregistered[:5]) + (" and others" if len(unregistered) > 5 else "")
+    return Verdict(REGISTERED, False, "NotInRegistry", f"ready, but no router can find: {some}; look at the Pods' logs and at Redis")
 
 
 def ready_verdict(views: Mapping[str, PoolView]) -> Verdict:

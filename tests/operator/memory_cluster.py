@@ -10,7 +10,7 @@ from copy import deepcopy
 from typing import Any
 
 from penstock_operator import names
-from penstock_operator.api_server import Conflict, Gone, Refused
+from penstock_operator.api_server import ApiError, Conflict, Gone, Refused
 from penstock_operator.cache import Cache, Key
 from penstock_operator.conditions import stamp
 from penstock_operator.config import OperatorConfig, OperatorSecrets
@@ -51,6 +51,10 @@ class MemoryCluster:
         self.cut = 0
         """Streams that ran on a Pod when it was deleted."""
         self.caches: list[Cache] = []
+        self.held: list[Callable[[], object]] | None = None
+        """Events that have not arrived yet, while they are held back."""
+        self.answers_lost = False
+        """Every write is done, and its answer never arrives."""
 
     # -- what the operator calls
 
@@ -73,6 +77,8 @@ class MemoryCluster:
         self._write(place, live, body, manager, subresource)
         self.log.append(f"{'status' if subresource else 'apply'} {kind.kind} {place[1]}")
         self._crash(before=False)
+        if self.answers_lost:
+            raise ApiError("no answer")
         return deepcopy(self.objects[place])
 
     async def delete(self, kind: ObjectKind, namespace: str, name: str, uid: str) -> dict[str, Any]:
@@ -180,18 +186,30 @@ class MemoryCluster:
     def _stamp(self, place: Place) -> None:
         self.version += 1
         self.objects[place]["metadata"]["resourceVersion"] = str(self.version)
-        for cache in self.caches:
-            if place[0] in WATCHED:
-                cache.put(place[0], kept(deepcopy(self.objects[place]), place[0]))
+        seen = kept(deepcopy(self.objects[place]), place[0])
+        self._tell(place, lambda cache: cache.put(place[0], seen))
+
+    def _tell(self, place: Place, event: Callable[[Cache], object]) -> None:
+        for cache in self.caches if place[0] in WATCHED else ():
+            if self.held is None:
+                event(cache)
+            else:
+                self.held.append(lambda cache=cache: event(cache))  # type: ignore[misc]
+
+    def hold_events(self) -> None:
+        self.held = []
+
+    def deliver_events(self) -> None:
+        held, self.held = self.held or [], None
+        for event in held:
+            event()
 
     def _vanish(self, place: Place) -> None:
         gone = self.objects.pop(place)
         self.applied.pop(place, None)
         self.version += 1
         gone["metadata"]["resourceVersion"] = str(self.version)
-        for cache in self.caches:
-            if place[0] in WATCHED:
-                cache.remove(place[0], gone)
+        self._tell(place, lambda cache: cache.remove(place[0], gone))
         for (kind, name), raw in list(self.objects.items()):
             owners = raw["metadata"].get("ownerReferences", ())
             if any(one["uid"] == gone["metadata"]["uid"] for one in owners) and (kind, name) in self.objects:

@@ -64,6 +64,20 @@ def test_after_a_listing_no_deleted_object_is_left(steps: list[tuple[str, str, i
     assert set(cache.owned(KEY, POD)) == ours
 
 
+def test_a_listing_that_is_older_than_a_deletion_brings_nothing_back() -> None:
+    """Listed at 5, deleted at 6, and the listing arrives last: gone stays gone; one made anew at 8 is another."""
+    cache = Cache(KINDS)
+    old = pod("a", "1", 4)
+    cache.put(POD, old)
+    cache.remove(POD, pod("a", "1", 6))
+    assert cache.replace(POD, [old], 5) == set()
+    assert cache.get(POD, "team", "a") is None
+    cache.put(POD, pod("a", "2", 8))
+    cache.replace(POD, [old], 7)
+    found = cache.get(POD, "team", "a")
+    assert found is not None and found["metadata"]["uid"] == "2"
+
+
 def test_an_object_that_moves_concerns_both_services() -> None:
     """A Pod whose label is changed by hand is news for the service it leaves and for the one it comes to."""
     cache = Cache(KINDS)

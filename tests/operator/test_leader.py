@@ -15,7 +15,9 @@ TIMES = LeaseTimes(15.0, 10.0, 2.0)
 class Store:
     """One Lease with optimistic locking; `away` refuses everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, time: "Time | None" = None) -> None:
+        self.time = time or Time()
+        self.kept_at = 0.0
         self.lease: dict[str, Any] | None = None
         self.version = 0
         self.away = False
@@ -42,6 +44,7 @@ class Store:
 
     def _keep(self, body: Mapping[str, Any]) -> dict[str, Any]:
         self.version += 1
+        self.kept_at = self.time.now
         self.lease = deepcopy(dict(body))
         self.lease["metadata"]["resourceVersion"] = str(self.version)
         return deepcopy(self.lease)
@@ -92,16 +95,16 @@ def test_a_second_one_waits_for_the_lease_to_run_out_and_no_longer() -> None:
 
 
 def test_a_leader_without_an_api_server_gives_up_before_another_may_lead() -> None:
-    """Renewals fail from second 20 on: `hold` returns within the renew deadline, five seconds before the Lease is free."""
-    store, time = Store(), Time()
+    """Renewals fail from second 20 on: `hold` returns a renew deadline after the last one, five seconds before the Lease is free."""
+    time = Time()
+    store = Store(time)
 
     async def story() -> float:
         leader = candidate(store, time, "a")
         await leader.acquire()
-        away_at = time.now + 20.0
-        time.agenda.append((away_at, lambda: setattr(store, "away", True)))
+        time.agenda.append((time.now + 20.0, lambda: setattr(store, "away", True)))
         await leader.hold()
-        return time.now - away_at
+        return time.now - store.kept_at
 
     assert asyncio.run(story()) <= TIMES.renew_deadline_s < TIMES.duration_s
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from memory_cluster import MemoryCluster, Operator, model_service
 from penstock_operator import names
+from penstock_operator.api_server import ApiError, Conflict
 from penstock_operator.kinds import MODEL_SERVICE, NETWORK_POLICY, POD, REVISION, SECRET, SERVICE, WORKER_POOL
 
 KEY_NAME = "llama"
@@ -70,6 +71,9 @@ def test_what_is_deleted_or_edited_by_hand_comes_back(running: Any) -> None:
     operator.settle()
     assert (SECRET, "llama-workers") in cluster.objects and (SERVICE, "llama-workers") in cluster.objects
     cluster.edit(SERVICE, "llama-workers", lambda raw: raw["spec"].update(selector={"app": "other"}))
+    operator.settle()
+    assert cluster.objects[SERVICE, "llama-workers"]["spec"]["selector"] == {names.SERVICE_LABEL: KEY_NAME}
+    cluster.edit(SERVICE, "llama-workers", lambda raw: raw["spec"]["selector"].update(narrower="yes"))
     cluster.edit(SERVICE, "llama-workers", lambda raw: raw["metadata"]["annotations"].update(theirs="kept"))
     cluster.edit(POD, cluster.pods("decode")[0]["metadata"]["name"], lambda raw: raw["spec"]["containers"][0].update(image="evil"))
     operator.settle()
@@ -223,7 +227,10 @@ def test_a_generation_that_never_serves_stops_at_its_deadline_and_the_old_one_go
         POD, next(r["metadata"]["name"] for r in cluster.pods("decode") if r["spec"]["containers"][0]["image"] == "penstock:1")
     )
     cluster.edit(WORKER_POOL, "llama-prefill", replicas(3))
+    useless = next(raw["metadata"]["name"] for raw in cluster.pods("prefill") if raw["spec"]["containers"][0]["image"] == "penstock:bad")
+    cluster.take_away(POD, useless)
     operator.settle()
+    assert images(cluster, "prefill").count("penstock:bad") == 0, "what has stopped makes no further attempt"
     assert (cluster.ready("prefill"), cluster.ready("decode")) == (3, 2)
     assert images(cluster, "prefill").count("penstock:1") == 3
     cluster.edit(MODEL_SERVICE, KEY_NAME, image(""))
@@ -345,3 +352,53 @@ def test_fifty_changes_of_status_are_not_fifty_writes(running: Any) -> None:
         cluster.edit(POD, name, lambda raw, step=step: raw["metadata"].update(annotations={"number": str(step)}))
         operator.step()
     assert cluster.log[written:] == []
+
+
+def test_pools_of_different_sizes_move_together() -> None:
+    """Two and six: neither pool is a step more ahead of the other than its own replicas force."""
+    cluster = MemoryCluster()
+    pools = [{"name": "prefill", "role": "Prefill", "replicas": 2}, {"name": "decode", "role": "Decode", "replicas": 6}]
+    cluster.create(MODEL_SERVICE, model_service(pools=pools))
+    operator = Operator(cluster)
+    operator.settle()
+    cluster.edit(MODEL_SERVICE, KEY_NAME, image("penstock:2"))
+
+    def look() -> None:
+        shares = [images(cluster, pool).count("penstock:1") / size for pool, size in (("prefill", 2), ("decode", 6))]
+        assert abs(shares[0] - shares[1]) <= 0.51
+
+    operator.settle(each=look)
+
+
+def test_answers_and_events_that_are_late_make_no_second_pod() -> None:
+    """Each write is done but its answer is lost, and no event arrives: the same writes again, by the same names."""
+    cluster = MemoryCluster()
+    cluster.create(MODEL_SERVICE, model_service())
+    operator = Operator(cluster)
+    operator.settle()
+    cluster.edit(WORKER_POOL, "llama-decode", replicas(5))
+    cluster.hold_events()
+    cluster.answers_lost = True
+    for _ in range(5):
+        with pytest.raises(ApiError):
+            operator.step()
+    cluster.answers_lost = False
+    operator.step()
+    assert len(cluster.pods("decode")) == 5
+    cluster.deliver_events()
+    operator.settle()
+    assert cluster.ready("decode") == 5 and cluster.cut == 0
+
+
+def test_a_scale_that_we_have_not_seen_yet_is_not_undone(running: Any) -> None:
+    """Somebody scales to 5 while a change of the spec is being written from an older view: the write is refused, the 5 stay."""
+    cluster, operator = running
+    cluster.edit(MODEL_SERVICE, KEY_NAME, lambda raw: raw["spec"].update(slo={"ttftMilliseconds": 900}))
+    cluster.hold_events()
+    cluster.edit(WORKER_POOL, "llama-decode", replicas(5))
+    with pytest.raises(Conflict):
+        operator.step()
+    cluster.deliver_events()
+    operator.settle()
+    pool = cluster.objects[WORKER_POOL, "llama-decode"]["spec"]
+    assert pool["replicas"] == 5 and pool["slo"]["ttftMilliseconds"] == 900 and cluster.ready("decode") == 5
