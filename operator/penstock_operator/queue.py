@@ -57,6 +57,11 @@ class KeyedQueue(Generic[K]):
     def running(self) -> int:
         return self._running
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another key may run; where not, the end of one makes room."""
+        return self._running < self._concurrency
+
     def add(self, key: K, now: float, *, generation: int = -1, delay_s: float = 0.0) -> None:
         """Have `key` reconciled, `delay_s` from now at the latest unless it is in back-off. A newer `generation` ends the back-off."""
         entry = self._entries.setdefault(key, _Entry())
@@ -72,7 +77,7 @@ class KeyedQueue(Generic[K]):
 
     def take(self, now: float) -> K | None:
         """The key that has been due longest, now running; None if nothing is due or enough is running."""
-        if self._running >= self._concurrency:
+        if not self.has_room:
             return None
         self._drop_outdated()
         if not self._heap or self._heap[0][0] > now:

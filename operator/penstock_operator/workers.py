@@ -20,16 +20,24 @@ Reconcile = Callable[[K], Awaitable[float | None]]
 class Workers(Generic[K]):
     """The queue with the loop that empties it. Use from that event loop."""
 
-    def __init__(self, queue: KeyedQueue[K], reconcile: Reconcile[K], *, on_failure: Callable[[K, Exception], None]) -> None:
+    def __init__(
+        self,
+        queue: KeyedQueue[K],
+        reconcile: Reconcile[K],
+        *,
+        on_failure: Callable[[K, Exception], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._queue = queue
         self._reconcile = reconcile
         self._on_failure = on_failure
+        self._clock = clock
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, key: K, *, generation: int = -1, delay_s: float = 0.0) -> None:
         """As KeyedQueue.add, at this moment."""
-        self._queue.add(key, time.monotonic(), generation=generation, delay_s=delay_s)
+        self._queue.add(key, self._clock(), generation=generation, delay_s=delay_s)
         self._wake.set()
 
     async def serve(self) -> None:
@@ -37,7 +45,7 @@ class Workers(Generic[K]):
         try:
             while True:
                 self._wake.clear()
-                while (key := self._queue.take(time.monotonic())) is not None:
+                while (key := self._queue.take(self._clock())) is not None:
                     task = asyncio.create_task(self._run(key), name=f"reconcile {key}")
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
@@ -49,10 +57,9 @@ class Workers(Generic[K]):
                 await asyncio.wait(self._tasks)
 
     async def _sleep(self) -> None:
+        """Until something is added or ends, or the next key is due; that may be now, though it was not when last looked."""
         next_at = self._queue.next_at()
-        pause_s = None if next_at is None else next_at - time.monotonic()
-        if pause_s is not None and pause_s <= 0:
-            pause_s = None  # due, but there is no room: the end of a running one wakes us
+        pause_s = None if next_at is None or not self._queue.has_room else max(0.0, next_at - self._clock())
         try:
             await asyncio.wait_for(self._wake.wait(), pause_s)
         except TimeoutError:
@@ -66,5 +73,5 @@ class Workers(Generic[K]):
             failed = True
             self._on_failure(key, error)
         finally:
-            self._queue.done(key, time.monotonic(), failed=failed, after_s=after_s)
+            self._queue.done(key, self._clock(), failed=failed, after_s=after_s)
             self._wake.set()
