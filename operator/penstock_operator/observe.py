@@ -67,7 +67,8 @@ def observe(
         pods.setdefault(_pool_of(raw), []).append(read_pod(raw))
     return Observed(
         service=service,
-        worker_pools={_pool_of(raw): raw for raw in cache.owned(key, WORKER_POOL).values()},
+        # By name, which nobody can change: a label spoilt by hand must not make a pool look as if the spec had no such pool.
+        worker_pools={name.removeprefix(names.pool_object(key[1], "")): raw for name, raw in cache.owned(key, WORKER_POOL).items()},
         pods={pool: tuple(found) for pool, found in pods.items()},
         raw_pods=raw_pods,
         children={(kind, name): raw for kind in _CHILDREN for name, raw in cache.owned(key, kind).items()},

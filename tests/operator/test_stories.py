@@ -367,3 +367,15 @@ def test_pools_of_different_sizes_move_together() -> None:
         assert abs(shares[0] - shares[1]) <= 0.51
 
     operator.settle(each=look)
+
+
+def test_a_pool_is_known_by_its_name_whatever_its_labels_say(running: Any) -> None:
+    """Somebody spoils the pool label of a WorkerPool by hand: the label comes back on the same object, and no Pod leaves."""
+    cluster, operator = running
+    before = cluster.objects[WORKER_POOL, "llama-decode"]["metadata"]["uid"]
+    pods = {raw["metadata"]["uid"] for raw in cluster.pods("decode")}
+    cluster.edit(WORKER_POOL, "llama-decode", lambda raw: raw["metadata"]["labels"].update({names.POOL_LABEL: "spoilt"}))
+    operator.settle()
+    metadata = cluster.objects[WORKER_POOL, "llama-decode"]["metadata"]
+    assert metadata["uid"] == before and metadata["labels"][names.POOL_LABEL] == "decode"
+    assert {raw["metadata"]["uid"] for raw in cluster.pods("decode")} == pods
