@@ -7,6 +7,10 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("penstock", deadline=None)  # no test is about wall time, and a first call may compile
+settings.load_profile("penstock")
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
