@@ -4,8 +4,9 @@ Each process has one frozen msgspec struct of settings and a table of ranges; it
 """
 
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -59,4 +60,7 @@ def to_settings(fields: Mapping[str, Any], into: type[Settings], where: str) -> 
             raise ConfigError(f"{where}: {error.__cause__}") from None
         name = str(error).rpartition("`$.")[2].rstrip("`").partition("[")[0].partition(".")[0]
         found = f"; {name} is {fields[name]!r}" if name in fields else ""
+        kind = get_type_hints(into).get(name)
+        if isinstance(kind, type) and issubclass(kind, Enum):
+            found += f"; allowed: {', '.join(str(one.value) for one in kind)}"
         raise ConfigError(f"{where}: {error}{found}") from None

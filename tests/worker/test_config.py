@@ -70,3 +70,9 @@ def test_secrets_come_from_the_environment_or_files_and_are_not_shown(tmp_path):
     assert "not-hex" not in str(error.value)
     with pytest.raises(ConfigError, match="PENSTOCK_FLEET_TOKEN_FILE"):
         load_secrets({"PENSTOCK_FLEET_TOKEN_FILE": str(tmp_path / "absent")})
+
+
+def test_a_role_that_does_not_exist_is_named_with_those_that_do():
+    """The value and the allowed words."""
+    with pytest.raises(ConfigError, match="role is 'cook'; allowed: prefill, decode, both"):
+        load_config(None, {"role": "cook"})
