@@ -47,7 +47,8 @@ def test_the_worker_understands_its_command_line() -> None:
     told = {name[2:]: value for name, value in options.items() if name != "--set"}
     config = load_config(None, {**told, **settings})
     assert (config.role.value, config.model, config.pool, config.port) == ("decode", "org/llama", "decode", 8000)
-    assert config.advertise_url == "http://10.0.0.7:8000" and config.drain_s == 300 and config.kv_claim_seconds == 30
+    assert config.url("::", 8000) == "http://10.0.0.7:8000" and config.listen_host == "0.0.0.0"
+    assert config.drain_s == 300 and config.kv_claim_seconds == 30
     assert config.kv_generation == kv_generation(spec_of(), CONFIG)
     assert {CHUNK_SECRET, FLEET_TOKEN, REDIS_URL} <= SECRET_ENV.keys()
 

@@ -47,6 +47,21 @@ def test_the_command_line_lies_over_the_file(tmp_path):
         load_config(tmp_path / "absent", {})
 
 
+@pytest.mark.parametrize(
+    ("settings", "listens", "url"),
+    [
+        ({"host": "", "advertise_host": "10.0.0.7"}, "0.0.0.0", "http://10.0.0.7:80"),
+        ({"host": "", "advertise_host": "fd00::7"}, "::", "http://[fd00::7]:80"),
+        ({"host": "::1"}, "::1", "http://[::1]:80"),
+        ({"advertise_host": "fd00::7", "advertise_url": "https://w.example:443"}, "127.0.0.1", "https://w.example:443"),
+    ],
+)
+def test_an_address_is_bracketed_where_it_must_be(settings, listens, url):
+    """IPv4 and IPv6, in a Pod (no host given) and elsewhere."""
+    config = load_config(None, settings)
+    assert (config.listen_host, config.url(config.listen_host, 80)) == (listens, url)
+
+
 def test_every_number_has_a_range():
     """No numeric setting is without bounds, and the defaults lie inside theirs."""
     numbers = {name for name in WorkerConfig.__struct_fields__ if isinstance(getattr(WorkerConfig(), name), int | float)}

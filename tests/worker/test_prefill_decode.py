@@ -26,8 +26,9 @@ PATH = "/v1/chat/completions"
 
 
 @contextlib.asynccontextmanager
-async def worker(role, redis_url="", model="m"):
-    config = WorkerConfig(id=f"{role.value}-0", model=model, role=role, pool=role.value, speed=50.0, kv_claim_seconds=20.0, drain_s=WAIT_S)
+async def worker(role, redis_url="", **settings):
+    told = {"id": f"{role.value}-0", "model": "m", "speed": 50.0, "kv_claim_seconds": 20.0, "drain_s": WAIT_S} | settings
+    config = WorkerConfig(role=role, pool=role.value, **told)
     host = build_host(config, WorkerSecrets(chunk_secret=5, fleet_token="fleet", redis_url=redis_url))
     await host.start()
     try:
@@ -73,6 +74,23 @@ def test_a_prompt_prefilled_elsewhere_is_decoded_here():
     run(story())
 
 
+def test_kv_of_another_generation_is_refused_and_its_text_is_another():
+    """The setting reaches the KV bytes: each generation answers in its own reference text, and neither takes the other's KV."""
+
+    async def story():
+        async with worker(Role.PREFILL, kv_generation="old") as (_, at_prefill), worker(Role.DECODE, kv_generation="new") as (_, at_decode):
+            body = chat("word " * 500)
+            first = await at_prefill.post(PATH, json={**body, "max_tokens": 1, "kv_transfer_params": ASK_PREFILL})
+            handed = first.json()["kv_transfer_params"]
+            refused = await at_decode.post(PATH, json={**body, "kv_transfer_params": handed})
+            assert (refused.status_code, refused.headers["x-penstock-refuse"]) == (503, "kv")
+            texts = [(await client.post(PATH, json=body)).json()["choices"][0]["message"]["content"] for client in (at_prefill, at_decode)]
+            assert texts == [reference_text(msgspec.json.encode(body), kv_generation=name) for name in ("old", "new")]
+            assert texts[0] != texts[1]
+
+    run(story())
+
+
 def test_a_draining_prefill_waits_for_kv_that_nobody_has_fetched_yet():
     """Drained only once the decode worker has the KV: scale-in of a prefill worker loses no hand-over."""
 
@@ -101,7 +119,7 @@ def test_a_worker_is_in_the_registry_with_its_chunks_until_it_has_drained(redis_
 
     async def story():
         index = RedisIndex(redis_url, unused_model)
-        async with worker(Role.BOTH, redis_url, unused_model) as (host, client):
+        async with worker(Role.BOTH, redis_url, model=unused_model) as (host, client):
 
             async def rows():
                 return [row for row in (await index.registry()).rows if row.lease_s > 0]

@@ -34,6 +34,7 @@ def build_host(config: WorkerConfig, secrets: WorkerSecrets) -> Host:
 
 def build_engine(config: WorkerConfig, secrets: WorkerSecrets, epoch: int) -> Engine:
     """The engine that `config.engine` names."""
+    generation = {"kv_generation": config.kv_generation} if config.kv_generation else {}
     sim = SimConfig(
         model=config.model,
         profile=config.timing(),
@@ -49,5 +50,6 @@ def build_engine(config: WorkerConfig, secrets: WorkerSecrets, epoch: int) -> En
         fleet_token=secrets.fleet_token,
         claim_seconds=config.kv_claim_seconds,
         epoch=epoch,
+        **generation,
     )
     return SimEngine(sim)

@@ -40,11 +40,13 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     pool: str = "default"
     engine: str = "sim"
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; empty: every one of the family (IPv4 or IPv6) of `advertise_host`."""
     port: int = 0
     """0: any free one."""
+    advertise_host: str = ""
+    """Address that routers use, with the bound port; IPv6 without brackets. Empty: the one it listens on."""
     advertise_url: str = ""
-    """`http://host:port` that routers use; empty: `host` and the bound port."""
+    """`http://host:port` that routers use in place of that."""
     profile: str = "polynomial-reference"
     """Declared timing: one of core's profiles."""
     speed: float = 1.0
@@ -101,6 +103,16 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return profile_named(self.profile)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    @property
+    def listen_host(self) -> str:
+        """Where to listen."""
+        return self.host or ("::" if ":" in self.advertise_host else "0.0.0.0")  # noqa: S104 -- asked for by the empty setting
+
+    def url(self, bound: str, port: int) -> str:
+        """What routers use once the worker listens on `bound`."""
+        host = self.advertise_host or bound
+        return self.advertise_url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     @property
     def loopback(self) -> bool:

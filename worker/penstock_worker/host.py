@@ -63,8 +63,7 @@ class Host:
 
     async def start(self) -> WorkerRecord:
         """Listen, bring the engine up, register. `/health` says 503 until all of it is done. OSError if the port is taken."""
-        bound, port = await self._server.start(self.config.host, self.config.port)
-        self.url = self.config.advertise_url or f"http://{f'[{bound}]' if ':' in bound else bound}:{port}"
+        self.url = self.config.url(*await self._server.start(self.config.listen_host, self.config.port))
         if not self._secrets.fleet_token:
             log.warning("no fleet token is set: /penstock/* answers on loopback only, salts are refused")
         info = await self._engine.start()

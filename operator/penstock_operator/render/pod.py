@@ -160,7 +160,7 @@ def _args(spec: ModelServiceSpec, pool: Pool, generation: str) -> list[str]:
     settings = {
         "engine": spec.engine.type.value.lower(),
         "pool": pool.name,
-        "advertise_url": f"http://$(POD_IP):{PORT}",
+        "advertise_host": "$(POD_IP)",
         "transfer_host": "$(POD_IP)",
         "kv_generation": generation,
         "kv_claim_seconds": str(spec.transfer.claim_seconds),
@@ -169,7 +169,7 @@ def _args(spec: ModelServiceSpec, pool: Pool, generation: str) -> list[str]:
     if spec.engine.profile_name:
         settings["profile"] = literal(spec.engine.profile_name)
     told = ["--id", "$(POD_UID)", "--role", pool.role.worker_role.value, "--model", literal(spec.model.name)]
-    told += ["--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104 -- the Pod's own address, guarded by the NetworkPolicy and the token
+    told += ["--host", "", "--port", str(PORT)]  # every address of the Pod's IP family, guarded by the NetworkPolicy and the token
     for name, value in settings.items():
         told += ["--set", f"{name}={value}"]
     return told
