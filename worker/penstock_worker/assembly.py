@@ -11,6 +11,7 @@ from penstock_kvindex.redis import RedisIndex
 from penstock_worker.config import WorkerConfig, WorkerSecrets
 from penstock_worker.engine import Engine
 from penstock_worker.engines.sim import SimConfig, SimEngine
+from penstock_worker.engines.sim.config import KV_GENERATION
 from penstock_worker.host import Host, new_epoch
 from penstock_worker.kv_follow import Publishing
 from penstock_worker.local_kv import LocalKv
@@ -34,7 +35,6 @@ def build_host(config: WorkerConfig, secrets: WorkerSecrets) -> Host:
 
 def build_engine(config: WorkerConfig, secrets: WorkerSecrets, epoch: int) -> Engine:
     """The engine that `config.engine` names."""
-    generation = {"kv_generation": config.kv_generation} if config.kv_generation else {}
     sim = SimConfig(
         model=config.model,
         profile=config.timing(),
@@ -50,6 +50,6 @@ def build_engine(config: WorkerConfig, secrets: WorkerSecrets, epoch: int) -> En
         fleet_token=secrets.fleet_token,
         claim_seconds=config.kv_claim_seconds,
         epoch=epoch,
-        **generation,
+        kv_generation=config.kv_generation or KV_GENERATION,
     )
     return SimEngine(sim)

@@ -10,6 +10,7 @@ from penstock_core.profile import DEFAULT_PROFILE, DecodePiece, EngineProfile
 BLOCK_TOKENS = 64
 """Tokens in one KV block, as in the profiles' sources."""
 MAX_MODEL_TOKENS = 131_072
+KV_GENERATION = "sim-1"
 
 
 class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +32,7 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Largest `n`; 1..128."""
     adapters: tuple[str, ...] = ()
     """Names a client may put in `model` besides the model's own; each has KV of its own."""
-    kv_generation: str = "sim-1"
+    kv_generation: str = KV_GENERATION
     """What KV bytes depend on; workers of different generations make different text and never pull from one another."""
     start_delay_s: float = 0.0
     """Seconds that `start` takes; 0..3600."""

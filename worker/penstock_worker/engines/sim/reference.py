@@ -6,7 +6,7 @@ template, the tokenizer and the arithmetic of `payload`; it knows no store, no b
 """
 
 from penstock_worker.engines.sim import payload
-from penstock_worker.engines.sim.config import BLOCK_TOKENS, MAX_MODEL_TOKENS
+from penstock_worker.engines.sim.config import BLOCK_TOKENS, KV_GENERATION, MAX_MODEL_TOKENS
 from penstock_worker.engines.sim.request import CHAT_PATH, SimRequest, parse
 from penstock_worker.engines.sim.stops import StopText
 from penstock_worker.engines.sim.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ def reference_words(
     *,
     continues: bool,
     choice: int = 0,
-    kv_generation: str = "sim-1",
+    kv_generation: str = KV_GENERATION,
     salt: str = "",
     adapter: str = "",
     block_tokens: int = BLOCK_TOKENS,
@@ -66,7 +66,7 @@ def reference_text(
     *,
     choice: int = 0,
     max_tokens: int | None = None,
-    kv_generation: str = "sim-1",
+    kv_generation: str = KV_GENERATION,
     salt: str = "",
     adapter: str = "",
     max_model_tokens: int = MAX_MODEL_TOKENS,
