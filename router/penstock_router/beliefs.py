@@ -130,8 +130,8 @@ class Beliefs:
         view[base + col.STREAMS] += streams
         view[base + col.CONTEXT] += context_tokens
 
-    def open_cell(self, r: int, owner: Streaming, now: float, target_itl_s: float, most_tokens: float) -> None:
-        """A stream at row r has had its first token: give its owner a cell."""
+    def open_cell(self, r: int, owner: Streaming, now: float, target_itl_s: float, most_tokens: float, kind: int) -> None:
+        """A stream at row r, of length class `kind`, has had its first token: give its owner a cell."""
         owners = self._owners[r]
         index = len(owners)
         if index == self.streams.shape[1]:
@@ -143,6 +143,7 @@ class Beliefs:
         cells[at + 2] = 1.0
         cells[at + 3] = target_itl_s
         cells[at + 4] = most_tokens
+        cells[at + 5] = kind
         self.row_cells[r * col.ROW + col.CELLS_USED] = index + 1
 
     def close_cell(self, r: int, owner: Streaming) -> tuple[float, float]:

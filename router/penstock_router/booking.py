@@ -128,8 +128,9 @@ class Booking:
             self._beliefs.add_streams(r, 1, self._prompt)
             self._streaming = True
         ask = self._ask
-        most = math.inf if ask.max_tokens is None else float(ask.max_tokens)
-        self._beliefs.open_cell(r, self, now, ask.slo.itl_s, most)
+        most = ask.max_tokens if ask.output_tokens is None else ask.output_tokens
+        kind = self._scheduler.lengths.follows(ask.length_class) if ask.output_tokens is None else col.KNOWN
+        self._beliefs.open_cell(r, self, now, ask.slo.itl_s, math.inf if most is None else float(most), kind)
         self._beliefs.row_cells[self._context_at] += 1.0
 
     def answered(self, now: float) -> None:
@@ -174,7 +175,7 @@ class Booking:
         if self._over:
             return
         if output_tokens is not None:
-            self._scheduler.learn_length(output_tokens)
+            self._scheduler.learn_length(self._ask.length_class, output_tokens)
         if self._prefill_row >= 0:
             self._leave_prefill(now)
         if self._decode_row >= 0:

@@ -47,12 +47,16 @@ ROW = BOOKED + 34
 
 # One decoding stream.
 FIRST_S, LAST_S, TOKENS, TARGET_ITL_S, MOST_TOKENS = range(5)
+LENGTH_CLASS = 5  # table of output lengths that it follows; KNOWN: it will have MOST_TOKENS exactly
 CELL = 8  # one cache line
 
+KNOWN = -1
 LONGEST_TOKENS = 8_192
 """Last entry of the tables of output lengths; longer outputs are counted as this long."""
 SHORTER, STATIONARY = 0, 1
-"""Rows of the tables: F(k) = P(length < k), and (1/mean)·Σ_{g<k}(F(k) − F(g)), for k = 0..LONGEST_TOKENS."""
+"""Rows of a class's table: F(k) = P(length < k), and (1/mean)·Σ_{g<k}(F(k) − F(g)), for k = 0..LONGEST_TOKENS."""
+EVERYTHING = 0
+"""The class whose table is that of the whole model."""
 
 # The prompt being placed.
 NOW_S, PROMPT, CHUNK_TOKENS, TARGET_TTFT_S, TARGET_S, SIGMA, KV_NEED = range(7)

@@ -27,6 +27,7 @@ from penstock_router.endpoints import Directory
 from penstock_router.given import model_card, models_body
 from penstock_router.head import Head, read_head, slo_of
 from penstock_router.keys import KeyRing, priority_of, tenant_salt
+from penstock_router.length_classes import class_of
 from penstock_router.metrics import UNKNOWN_MODEL, Figures
 from penstock_router.openai import CAPABILITIES, error_body, parse
 from penstock_router.prefixes import PromptKeys
@@ -174,6 +175,7 @@ class Director:
             hits=hits,
             hits_by_id=hits_by_id,
             max_tokens=chat.max_tokens,
+            length_class=class_of(chat.capability, adapter, "tools" in chat.rendering, chat.max_tokens, call.prompt_tokens),
             slo=call.slo,
             undivided=chat.undivided,
             capability=chat.capability,

@@ -142,11 +142,13 @@ def queue(rows: Floats, r: int, now: float) -> tuple[float, float, float, float,
 
 
 @compiled
-def shorter(table: Floats, k: float, most: float) -> float:
-    """P(length < k) for an output of at most `most` tokens."""
+def shorter(table: Floats, kind: int, k: float, most: float) -> float:
+    """P(length < k) for an output of length class `kind` and of at most (KNOWN: exactly) `most` tokens."""
     if k > most:
         return 1.0
-    return float(table[col.SHORTER, int(min(math.ceil(k), float(col.LONGEST_TOKENS)))])
+    if kind < 0:
+        return 0.0
+    return float(table[kind, col.SHORTER, int(min(math.ceil(k), float(col.LONGEST_TOKENS)))])
 
 
 @compiled
@@ -177,15 +179,15 @@ def others_miss(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats)
         must = 1.0 + (late + stall) / room
         if must <= g:
             continue
-        most = streams[r, j, col.MOST_TOKENS]
-        more = shorter(table, must, most) - shorter(table, max(g, 1.0 + late / room), most)
+        most, kind = streams[r, j, col.MOST_TOKENS], int(streams[r, j, col.LENGTH_CLASS])
+        more = shorter(table, kind, must, most) - shorter(table, kind, max(g, 1.0 + late / room), most)
         if more > 0.0:
-            total += more / max(0.001, 1.0 - shorter(table, g, most))
+            total += more / max(0.001, 1.0 - shorter(table, kind, g, most))
     if rows[r, col.PROMPTS] > 0.0 and target_itl > itl:
-        total += rows[r, col.PROMPTS] * shorter(table, 1.0 + rows[r, col.REST_S] / (target_itl - itl), math.inf)
+        total += rows[r, col.PROMPTS] * shorter(table, col.EVERYTHING, 1.0 + rows[r, col.REST_S] / (target_itl - itl), math.inf)
     if rows[r, col.FOREIGN_STREAMS] > 0.0 and target_itl > itl:
         must = 1.0 + stall / (target_itl - itl)
-        total += rows[r, col.FOREIGN_STREAMS] * table[col.STATIONARY, int(min(math.ceil(must), float(col.LONGEST_TOKENS)))]
+        total += rows[r, col.FOREIGN_STREAMS] * table[col.EVERYTHING, col.STATIONARY, int(min(math.ceil(must), float(col.LONGEST_TOKENS)))]
     return total
 
 

@@ -1,7 +1,8 @@
-"""How long answers are: the distribution F of output lengths, learned from completions. One a served model.
+"""How long answers are: one distribution F of output lengths, learned from completions. `length_classes` keeps several.
 
-The scheduler feeds it and hands its tables to the kernel. Until completions are known a geometric prior of
-PRIOR_MEAN_TOKENS answers, then it fades with every completion; old completions fade too, so that it follows drift.
+Until completions are known it is what was declared (a prior), which fades with every completion; old completions fade too,
+so that it follows drift. Where the newest completions are plainly not from F, what is older is forgotten at once. It knows
+no request and no class.
 """
 
 import math
@@ -20,49 +21,106 @@ _LEARN_EVERY = 16
 """Fewest completions between two rebuilds of the tables (some 200 µs each)."""
 _LEARN_SHARE = 1 / 16
 """A rebuild also waits until this share of what is known is new: less would not move the tables."""
+_NEWEST = 128
+"""Completions whose ranks under F are looked at."""
+_KEPT = 32
+"""Newest completions that are kept when all older ones are forgotten."""
+_WORST_FIT = 0.25
+"""Largest distance between the ranks of the newest completions and uniform ones (Kolmogorov); by chance above this once in 10⁶."""
+
+_GOLDEN = 0.6180339887498949
+"""Multiples of it, modulo 1, are spread evenly."""
+
+Shares = NDArray[np.float64]
+"""P(length = o) for o = 0..LONGEST_TOKENS, adding up to 1."""
+
+
+def declared_shares() -> Shares:
+    """What is believed before any completion: geometric lengths of PRIOR_MEAN_TOKENS on average."""
+    survive = 1.0 - 1.0 / PRIOR_MEAN_TOKENS
+    shares = np.zeros(LONGEST_TOKENS + 1)
+    shares[1:] = (1.0 - survive) * survive ** np.arange(LONGEST_TOKENS)
+    shares[LONGEST_TOKENS] += 1.0 - shares.sum()
+    return shares
 
 
 class OutputLengths:
-    """Lengths in tokens, 1..LONGEST_TOKENS; longer ones count as LONGEST_TOKENS."""
+    """Lengths in tokens, 1..LONGEST_TOKENS; longer ones count as LONGEST_TOKENS. `table`: rows SHORTER and STATIONARY."""
 
-    def __init__(self) -> None:
-        survive = 1.0 - 1.0 / PRIOR_MEAN_TOKENS
-        shares = np.zeros(LONGEST_TOKENS + 1)  # shares[o] = P(length = o)
-        shares[1:] = (1.0 - survive) * survive ** np.arange(LONGEST_TOKENS)
-        shares[LONGEST_TOKENS] += 1.0 - shares.sum()
-        self._prior = shares * _PRIOR_WEIGHT
+    def __init__(self, table: NDArray[np.float64] | None = None, prior: Shares | None = None) -> None:
+        self._prior = declared_shares() if prior is None else prior
         self._counts = np.zeros(LONGEST_TOKENS + 1)
         self._weight = 0.0
         self._unlearned: list[int] = []
-        self.table: NDArray[np.float64] = np.zeros((2, LONGEST_TOKENS + 1))
-        """Rows SHORTER and STATIONARY of the kernel; changed in place."""
+        self._newest: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._ranks = np.zeros(0)
+        self.table = np.zeros((2, LONGEST_TOKENS + 1)) if table is None else table
+        """Rows SHORTER and STATIONARY of the kernel, shape (2, LONGEST_TOKENS + 1); changed in place."""
         self._survival = np.zeros(LONGEST_TOKENS + 1)
+        self.observed = 0
+        """Completions so far."""
+        self.forgotten = 0
+        """How often the past was forgotten because the newest completions were not of its kind."""
         self._fill()
+
+    @property
+    def weight(self) -> float:
+        """Completions that the learned part counts for; the prior counts for 16."""
+        return self._weight
 
     def observe(self, output_tokens: int) -> None:
         """An answer ended by itself, or at its token limit, after `output_tokens` tokens; fewer than 1 is passed over."""
         if output_tokens < 1:
             return
         self._unlearned.append(min(output_tokens, LONGEST_TOKENS))
-        if len(self._unlearned) >= max(_LEARN_EVERY, self._weight * _LEARN_SHARE):
+        if len(self._unlearned) >= max(_LEARN_EVERY, min(_NEWEST, self._weight * _LEARN_SHARE)):
             self.learn()
 
     def learn(self) -> None:
         """Take in what was observed since the last time."""
-        np.add.at(self._counts, self._unlearned, 1.0)
-        self._weight += len(self._unlearned)
+        new = np.array(self._unlearned, np.int64)
         self._unlearned.clear()
+        below = self.table[SHORTER]
+        upto = np.append(below[1:], 1.0)
+        # Evenly within each length's own share: a length that everybody has must not look like a misfit.
+        within = (np.arange(self.observed, self.observed + len(new)) * _GOLDEN) % 1.0
+        ranks = below[new] + within * (upto[new] - below[new])
+        self._ranks = np.append(self._ranks, ranks)[-_NEWEST:]  # before learning from them
+        self.observed += len(new)
+        self._newest = np.append(self._newest, new)[-_NEWEST:]
+        if len(self._ranks) == _NEWEST and self._misfit() > _WORST_FIT:
+            new = self._newest[-_KEPT:]
+            self._counts[:] = 0.0
+            self._weight = 0.0
+            self._ranks = self._ranks[:0]
+            self.forgotten += 1
+        np.add.at(self._counts, new, 1.0)
+        self._weight += len(new)
         if self._weight > _MOST_WEIGHT:
             self._counts *= 0.5
             self._weight *= 0.5
         self._fill()
 
+    def _misfit(self) -> float:
+        ranks = np.sort(self._ranks)
+        steps = np.arange(len(ranks) + 1) / len(ranks)
+        return float(max(np.max(steps[1:] - ranks), np.max(ranks - steps[:-1])))
+
     def expected_tokens(self, most: int | None = None) -> int:
         """Mean of min(length, most), rounded up."""
         return math.ceil(float(self._survival[LONGEST_TOKENS if most is None else max(0, min(most, LONGEST_TOKENS))]))
 
+    def shares(self) -> Shares:
+        """The distribution in force; a new array."""
+        shares: Shares = (self._prior * _PRIOR_WEIGHT + self._counts) / (_PRIOR_WEIGHT + self._weight)
+        return shares
+
+    def start_from(self, prior: Shares) -> None:
+        """Another prior, from the next rebuild on."""
+        self._prior = prior
+
     def _fill(self) -> None:
-        shares = (self._prior + self._counts) / (_PRIOR_WEIGHT + self._weight)
+        shares = self.shares()
         below = self.table[SHORTER]
         np.cumsum(shares[:-1], out=below[1:])  # below[k] = P(length < k)
         np.minimum(below, 1.0, out=below)

@@ -33,7 +33,7 @@ class Query:
         self.numbers = np.zeros(col.ASK)
         self.cells: memoryview[float] = self.numbers.data.cast("B").cast("d")
         self.table = table
-        """Output lengths, as the kernel takes them."""
+        """Output lengths by class, as the kernel takes them."""
         self.slots: NDArray[np.uint16] = np.zeros(0, np.uint16)
         self.chunks: NDArray[np.int32] = np.zeros(0, np.int32)
         self.seed = 0

@@ -6,7 +6,7 @@ arguments. It must not know bodies, headers or how a leg is carried out.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from random import Random
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from penstock_router import warmth
 from penstock_router.beliefs import Beliefs
 from penstock_router.booking import Booking
 from penstock_router.cohorts import Cohort, Wanted, gather, takers
-from penstock_router.lengths import OutputLengths
+from penstock_router.length_classes import LengthClasses
 from penstock_router.policies import Policy, Query, policy_named
 from penstock_router.residuals import TtftResiduals
 
@@ -54,6 +54,10 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     hits_by_id: Mapping[str, int] | None = None
     """Leading chunks by endpoint id, for endpoints without a slot; wins over `hits`."""
     max_tokens: int | None = None
+    length_class: Hashable = None
+    """Requests of one class may have output lengths of their own (`length_classes.class_of`); None: no class."""
+    output_tokens: int | None = None
+    """Exactly so many tokens will come; None: not known."""
     slo: Slo = DEFAULT_SLO
     undivided: bool = False
     """Place on one endpoint that prefills and decodes (no connector, or after a failed prefill leg)."""
@@ -95,9 +99,9 @@ class Scheduler:
         self._policy = policy_named(policy, self._options.shortlist) if isinstance(policy, str) else policy
         self._rng = rng
         self.beliefs = Beliefs()
-        self.lengths = OutputLengths()
+        self.lengths = LengthClasses()
         self._residuals = TtftResiduals()
-        self._query = Query(self.lengths.table)
+        self._query = Query(self.lengths.tables)
         self._row_of_id: dict[str, int] = {}
         self._live: dict[int, Endpoint] = {}
         self._cohorts: dict[tuple[str, str, bool], Cohort] = {}
@@ -215,7 +219,9 @@ class Scheduler:
     def _fill(self, ask: Ask, now: float) -> tuple[int, int]:
         """Write the query; gives prompt tokens and expected output tokens."""
         query, slo = self._query, ask.slo
-        prompt, output = max(1, ask.prompt_tokens), self.lengths.expected_tokens(ask.max_tokens)
+        prompt, output = max(1, ask.prompt_tokens), ask.output_tokens
+        if output is None:
+            output = self.lengths.expected_tokens(ask.length_class, ask.max_tokens)
         _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, slo.ttft_s, slo.itl_s, self._residuals.sigma, prompt + output)
         query.seed = self._rng.getrandbits(32)
         query.explain = ask.explain
@@ -255,8 +261,9 @@ class Scheduler:
             self._sort_out()
         self.conflicts += self.beliefs.report(row, load, now)
 
-    def learn_length(self, output_tokens: int) -> None:
-        self.lengths.observe(output_tokens)
+    def learn_length(self, length_class: Hashable, output_tokens: int) -> None:
+        """An answer of that class ended with so many tokens."""
+        self.lengths.observe(length_class, output_tokens)
 
     def learn_ttft(self, predicted_s: float, measured_s: float) -> None:
         """Seconds from placing to the end of the prefill, as predicted (0: not) and as measured."""

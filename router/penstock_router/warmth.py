@@ -15,7 +15,7 @@ def warm_up() -> None:
     if not kernel.COMPILED:
         return
     rows, streams = np.zeros((2, col.ROW)), np.zeros((2, 2, col.CELL))
-    table, owners = np.zeros((2, col.LONGEST_TOKENS + 1)), np.full(1, -1, np.int32)
+    table, owners = np.zeros((1, 2, col.LONGEST_TOKENS + 1)), np.full(1, -1, np.int32)
     slots, chunks, both, numbers = np.zeros(0, np.uint16), np.zeros(0, np.int32), np.arange(2), np.ones(col.ASK)
     rows[:, col.PARTNER] = -1.0
     kernel.least_cost(rows, streams, table, both, owners, slots, chunks, numbers, 1, False, False)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from penstock_core.endpoint import Load, Role
 from penstock_core.errors import Outcome
 from penstock_router.booking import Booking
+from penstock_router.length_classes import class_of
 from penstock_router.scheduling import Ask, Options, Scheduler
 
 from penstock_simulator import engine_model as engines
@@ -131,9 +132,14 @@ class Cluster:
     def _ask(self, request: int, now: float, excluded: frozenset[str]) -> Ask:
         kv_cache.believed_hits(self._fleet, request, int(now * 1e3), self._hits)
         slots = self._hits.nonzero()[0]
+        prompt = int(self._cells[request * fl.LEG + fl.PROMPT])
+        most = self._setup.max_tokens[request] if self._setup.max_tokens else None
         return Ask(
             request_id="",
-            prompt_tokens=int(self._cells[request * fl.LEG + fl.PROMPT]),
+            prompt_tokens=prompt,
+            max_tokens=most,
+            length_class=self._setup.kinds[request] if self._setup.kinds else class_of("chat", "", False, most, prompt),
+            output_tokens=int(self._cells[request * fl.LEG + fl.OUTPUT]) if self._setup.known_lengths else None,
             tokens_per_chunk=float(BLOCK_TOKENS),
             hits=Hits(slots.astype(np.uint16), self._hits[slots].astype(np.int32)),
             slo=self._setup.slo,

@@ -5,6 +5,7 @@ read that. Values only.
 """
 
 import math
+from collections.abc import Hashable
 
 import msgspec
 import numpy as np
@@ -49,6 +50,12 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Age of a load report when the router hears it."""
     index_lag_s: float = 0.0
     """How long a change of a cache takes to be seen by the router."""
+    known_lengths: bool = False
+    """The router knows how long each answer will be: what the best prediction could be worth."""
+    kinds: tuple[Hashable, ...] = ()
+    """What distinguishes a request's answer from others', one per request; empty: its prompt's length alone."""
+    max_tokens: tuple[int, ...] = ()
+    """Each request's own limit; empty: none has one."""
 
     def __post_init__(self) -> None:
         if not self.workers:

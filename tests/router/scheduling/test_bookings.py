@@ -184,4 +184,4 @@ def test_a_whole_answer_is_through_without_ever_being_a_stream(build):
     assert build.counts(scheduler) | {"RUNNING": 0.0, "KV_BOOKED": 0.0} == dict.fromkeys(build.counts(scheduler), 0.0)
     booking.done(0.3, 64)
     assert set(build.counts(scheduler).values()) == {0.0}
-    assert scheduler.lengths._unlearned == [64]
+    assert scheduler.lengths.model._unlearned == [64]

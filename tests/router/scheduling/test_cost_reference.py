@@ -143,7 +143,7 @@ def believe(scheduler, row: int, worker: Worker) -> None:
     cells[col.FOREIGN_STREAMS], cells[col.FOREIGN_CONTEXT] = worker.foreign_streams, worker.foreign_context
     cells[col.PROMPTS] = worker.prompts
     for one in worker.streams:
-        beliefs.open_cell(row, one, one.first_s, one.target_s, one.most)
+        beliefs.open_cell(row, one, one.first_s, one.target_s, one.most, col.EVERYTHING)
         beliefs.cells[one.cell + col.LAST_S] = one.last_s
         beliefs.cells[one.cell + col.TOKENS] = one.tokens
 
@@ -160,7 +160,7 @@ def test_the_kernel_computes_the_formulas(build, divided, data):
     role = Role.PREFILL if divided else Role.BOTH
     endpoints = [build.endpoint(f"w{i}", role, slot=i + 3, profile=one.profile, kv_total_tokens=0) for i, one in enumerate(believed)]
     scheduler = build.scheduler([*endpoints, build.endpoint("d", Role.DECODE)] if divided else endpoints)
-    TABLE[:] = scheduler.lengths.table[col.SHORTER].tolist()
+    TABLE[:] = scheduler.lengths.model.table[col.SHORTER].tolist()
     expected = {}
     for i, worker in enumerate(believed):
         believe(scheduler, scheduler._row_of_id[f"w{i}"], worker)
@@ -185,7 +185,7 @@ def test_looking_at_fewer_streams_changes_no_choice(build, data):
     believed = data.draw(st.lists(workers(decoding=True), min_size=2, max_size=6))
     n, slo = data.draw(st.integers(1, 9_000)), Slo(ttft_s=1.0, itl_s=0.05)
     scheduler = build.scheduler([build.endpoint(f"w{i}", profile=one.profile, kv_total_tokens=0) for i, one in enumerate(believed)])
-    TABLE[:] = scheduler.lengths.table[col.SHORTER].tolist()
+    TABLE[:] = scheduler.lengths.model.table[col.SHORTER].tolist()
     for i, worker in enumerate(believed):
         worker.held_chunks = 0
         believe(scheduler, scheduler._row_of_id[f"w{i}"], worker)

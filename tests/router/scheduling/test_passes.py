@@ -127,7 +127,7 @@ def test_harm_to_a_stream_by_hand(build):
     booking.first_token(1.0)
     for step in range(1, 10):
         booking.token(1.0 + 0.022 * step)
-    table = scheduler.lengths.table
+    table = scheduler.lengths.model.table
     for k in range(table.shape[1]):
         table[col.SHORTER, k] = min(1.0, max(0.0, (k - 1) / 100))
     now = 1.0 + 0.022 * 9
@@ -141,7 +141,7 @@ def test_harm_to_a_prompt_that_still_waits_by_hand(build):
     """600 tokens wait; 1,000 more fill their pass up with 400, and the pass of 600 after it (70 ms) will stall that stream."""
     scheduler = build.scheduler([build.endpoint("a")])
     slo = build.ask().slo.__class__(ttft_s=1.0, itl_s=0.031)
-    table = scheduler.lengths.table
+    table = scheduler.lengths.model.table
     for k in range(table.shape[1]):
         table[col.SHORTER, k] = min(1.0, max(0.0, (k - 1) / 100))
     scheduler.place([build.ask(600, slo=slo)], 0.0)
