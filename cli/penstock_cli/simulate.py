@@ -39,6 +39,7 @@ def simulate(
     workers: Annotated[int, typer.Option(min=0, max=1024, help="Workers that prefill and decode.")] = 0,
     prefill: Annotated[int, typer.Option(min=0, max=1024, help="Prefill workers.")] = 0,
     decode: Annotated[int, typer.Option(min=0, max=1024, help="Decode workers.")] = 0,
+    mix: Annotated[str, typer.Option(help="Workers of several kinds instead: COUNTxPROFILE[@SPEED][/ROLE],...")] = "",
     policy: Annotated[str, typer.Option(help=f"Placement policy: {ALLOWED}.")] = "target-misses",
     compare: Annotated[str, typer.Option(help="Several policies, with commas, on the same traffic.")] = "",
     slo_ttft_ms: Annotated[float, typer.Option(help="TTFT target.")] = 2_000.0,
@@ -66,7 +67,7 @@ def simulate(
 
     workload = _workload(trace, generate, arrivals, requests)
     loads = [workload.at_speed(one) for one in _speeds(speedup)]
-    fleet = _fleet(workers, prefill, decode, profile, transfer_gb_per_s)
+    fleet = _fleet(workers, prefill, decode, mix, profile, transfer_gb_per_s)
     slo = Slo(slo_ttft_ms / 1e3, slo_itl_ms / 1e3)
     names = [name.strip() for name in (compare or policy).split(",") if name.strip()]
     for name in names:
@@ -119,21 +120,25 @@ def _workload(trace: Path | None, generated: str, arrivals: Arrivals, requests: 
     return workload.spread() if arrivals is Arrivals.SPREAD else workload
 
 
-def _fleet(workers: int, prefill: int, decode: int, profile: str, transfer_gb_per_s: float) -> tuple["WorkerSpec", ...]:
+def _fleet(workers: int, prefill: int, decode: int, mix: str, profile: str, transfer_gb_per_s: float) -> tuple["WorkerSpec", ...]:
     import msgspec
+    from penstock_core.endpoint import Role
     from penstock_core.profile import profile_named
-    from penstock_simulator.setup import same_workers
+    from penstock_simulator.setup import mixed_workers, same_workers
 
-    if prefill and not decode:
-        raise ValueError("prefill workers need at least one decode worker; allowed: --decode 1 or more")
-    if not workers + prefill + decode:
+    if mix and workers + prefill + decode:
+        raise ValueError(f"mix is {mix!r} beside --workers, --prefill or --decode; allowed: one or the other")
+    if not mix and not workers + prefill + decode:
         workers = 8
-    chosen = profile_named(profile)
+    fleet = mixed_workers(mix) if mix else same_workers(workers, prefill=prefill, decode=decode, profile=profile_named(profile))
+    if all(spec.role is Role.PREFILL for spec in fleet):
+        raise ValueError("prefill workers need at least one decode worker; allowed: --decode 1 or more")
     if transfer_gb_per_s < 0.0 or transfer_gb_per_s != transfer_gb_per_s:
         raise ValueError(f"transfer-gb-per-s is {transfer_gb_per_s}; allowed: 0 or more, or inf")
-    if transfer_gb_per_s:
-        chosen = msgspec.structs.replace(chosen, transfer_bytes_per_s=transfer_gb_per_s * 1e9)
-    return same_workers(workers, prefill=prefill, decode=decode, profile=chosen)
+    if not transfer_gb_per_s:
+        return fleet
+    link = transfer_gb_per_s * 1e9
+    return tuple(msgspec.structs.replace(spec, profile=msgspec.structs.replace(spec.profile, transfer_bytes_per_s=link)) for spec in fleet)
 
 
 def _replay_all(wanted: "list[tuple[Workload, Setup]]") -> list["Replay"]:

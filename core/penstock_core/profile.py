@@ -85,6 +85,27 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
         seconds = piece.constant_s + piece.per_stream_s * streams + (piece.per_token_s + piece.per_token_squared_s * context) * context
         return max(self.decode_floor_s, seconds)
 
+    def at_speed(self, factor: float) -> "EngineProfile":
+        """The same engine computing `factor` times as fast; memory, links and start-up stay. Raises ValueError outside 0.01..100."""
+        if not 0.01 <= factor <= 100.0:
+            raise ValueError(f"profile {self.name}: speed is {factor!r}; allowed: 0.01..100")
+
+        def piece(one: DecodePiece) -> DecodePiece:
+            return DecodePiece(*(getattr(one, field) / factor for field in one.__struct_fields__))
+
+        return msgspec.structs.replace(
+            self,
+            name=f"{self.name}@{factor:g}",
+            prefill_constant_s=self.prefill_constant_s / factor,
+            prefill_per_token_s=self.prefill_per_token_s / factor,
+            prefill_per_token_squared_s=self.prefill_per_token_squared_s / factor,
+            prefill_per_cached_pair_s=self.prefill_per_cached_pair_s / factor,
+            prefill_knots=tuple((tokens, seconds / factor) for tokens, seconds in self.prefill_knots),
+            decode_floor_s=self.decode_floor_s / factor,
+            decode_small=piece(self.decode_small),
+            decode_large=None if self.decode_large is None else piece(self.decode_large),
+        )
+
     def transfer_s(self, tokens: int) -> float:
         """Seconds to move the KV of `tokens` tokens over an idle link."""
         return tokens * self.kv_bytes_per_token / self.transfer_bytes_per_s

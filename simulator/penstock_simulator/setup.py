@@ -5,6 +5,7 @@ read that. Values only.
 """
 
 import math
+import re
 from collections.abc import Hashable
 
 import msgspec
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from penstock_core.endpoint import Role
 from penstock_core.errors import Outcome
-from penstock_core.profile import DEFAULT_PROFILE, EngineProfile
+from penstock_core.profile import DEFAULT_PROFILE, EngineProfile, profile_named
 from penstock_core.slo import DEFAULT_SLO, Slo
 
 from penstock_simulator.workload import Workload
@@ -71,6 +72,40 @@ def same_workers(count: int = 0, *, prefill: int = 0, decode: int = 0, profile: 
     """`count` workers that do both, and dedicated ones, all with the same profile."""
     kinds = ((Role.BOTH, "worker", count), (Role.PREFILL, "prefill", prefill), (Role.DECODE, "decode", decode))
     return tuple(WorkerSpec(id=f"{name}-{i}", role=role, profile=profile) for role, name, many in kinds for i in range(many))
+
+
+_MIX = re.compile(r"(?P<count>[0-9]{1,4})x(?P<profile>[^@/]+)(?:@(?P<speed>[0-9.]+))?(?:/(?P<role>prefill|decode|both))?")
+MIX_FORM = "COUNTxPROFILE[@SPEED][/ROLE],..."
+_MOST_WORKERS = 1_024
+
+
+def mixed_workers(mix: str) -> tuple[WorkerSpec, ...]:
+    """Workers of several kinds: `4xpolynomial-reference,4xpolynomial-reference@0.5` has four that are half as fast.
+
+    A part is MIX_FORM; without a role a worker does both. Raises ValueError naming the part and what is allowed.
+    """
+    specs: list[WorkerSpec] = []
+    for part in mix.split(","):
+        found = _MIX.fullmatch(part.strip())
+        if found is None:
+            raise ValueError(f"mix is {part.strip()!r}; allowed: {MIX_FORM}, e.g. 4xpolynomial-reference@0.5/decode")
+        profile = profile_named(found["profile"])
+        if found["speed"]:
+            profile = profile.at_speed(_speed(found["speed"], part.strip()))
+        role = Role(found["role"] or Role.BOTH)
+        name = "worker" if role is Role.BOTH else role.value
+        before = sum(spec.role is role for spec in specs)
+        specs += [WorkerSpec(id=f"{name}-{before + i}", role=role, profile=profile) for i in range(int(found["count"]))]
+    if not 1 <= len(specs) <= _MOST_WORKERS:
+        raise ValueError(f"mix is {mix!r}, {len(specs)} workers; allowed: 1..{_MOST_WORKERS} in all")
+    return tuple(specs)
+
+
+def _speed(text: str, part: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"mix is {part!r}: speed is {text!r}; allowed: 0.01..100") from None
 
 
 class Sample(msgspec.Struct, frozen=True):

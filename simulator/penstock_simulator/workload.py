@@ -36,6 +36,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     def requests(self) -> int:
         return len(self.prompt_tokens)
 
+    def asked(self, request: int) -> "Asked":
+        """Lengths and arrival of one request, as `assemble` takes them; without what it shares or follows."""
+        return Asked(float(self.arrival_s[request]), int(self.prompt_tokens[request]), int(self.output_tokens[request]), ())
+
     def at_speed(self, speedup: float) -> "Workload":
         """The same requests in 1 ÷ speedup of the time. Raises ValueError for a speed-up that is not above 0."""
         if not 0.0 < speedup < 1e6:

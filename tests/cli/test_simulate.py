@@ -32,6 +32,15 @@ def test_the_table_names_policy_and_fleet() -> None:
     assert "1P2D" in shown
 
 
+def test_a_mix_of_fast_and_slow_workers_is_slower_than_fast_ones_alone() -> None:
+    """The second kind of worker really computes at its speed."""
+    mixes = ("2xpolynomial-reference", "1xpolynomial-reference,1xpolynomial-reference@0.2")
+    found = [
+        msgspec.json.decode(simulated("--workers", "0", "--mix", mix, "--policy", "round-robin", "--json"))["replays"][0] for mix in mixes
+    ]
+    assert found[1]["ttft_s"]["mean"] > 2 * found[0]["ttft_s"]["mean"]
+
+
 def test_a_trace_file_is_replayed_faster_and_spread(tmp_path: Path) -> None:
     """Twice the speed, half the span."""
     rows = [{"timestamp": 3_000 * (i // 4), "input_length": 600, "output_length": 20, "hash_ids": [0, i]} for i in range(40)]
@@ -89,6 +98,8 @@ def test_pictures_without_matplotlib_name_the_extra(
         ([*MADE_UP, "--speedup", "1,fast"], "speedup is '1,fast'; allowed: "),
         ([*MADE_UP, "--slo-ttft-ms", "-1"], "ttft_s is -0.001; allowed: "),
         ([*MADE_UP, "--workers", "0", "--prefill", "2"], "--decode 1 or more"),
+        ([*MADE_UP, "--mix", "2xpolynomial-reference"], "beside --workers, --prefill or --decode"),
+        ([*MADE_UP, "--workers", "0", "--mix", "fast"], "mix is 'fast'; allowed: COUNTxPROFILE"),
         ([*MADE_UP, "--transfer-gb-per-s", "-3"], "transfer-gb-per-s is -3.0"),
     ],
 )

@@ -25,6 +25,19 @@ def test_prefill_seconds_are_the_published_ones(name: str, tokens: int, millisec
     assert PROFILES[name].prefill_s(tokens) == pytest.approx(milliseconds / 1e3, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_at_half_speed_every_pass_takes_twice_as_long(name: str) -> None:
+    """Polynomials, knots and both decode pieces; what is no computing stays as it is."""
+    profile = PROFILES[name]
+    slow = profile.at_speed(0.5)
+    for tokens in (1, 300, 5_000, 20_000):
+        assert slow.prefill_s(tokens, 700) == pytest.approx(2 * profile.prefill_s(tokens, 700))
+    for streams in (1, 94, 200):
+        assert slow.decode_s(streams, streams * 900) == pytest.approx(2 * profile.decode_s(streams, streams * 900))
+    assert (slow.kv_tokens, slow.transfer_bytes_per_s, slow.start_s) == (profile.kv_tokens, profile.transfer_bytes_per_s, profile.start_s)
+    assert slow.name == f"{name}@0.5"
+
+
 @pytest.mark.parametrize(
     ("name", "streams", "context", "milliseconds"),
     [

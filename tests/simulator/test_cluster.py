@@ -12,7 +12,7 @@ from penstock_router.scheduling import Ask
 from penstock_simulator.cluster import Cluster, replay
 from penstock_simulator.generate import Traffic, generate
 from penstock_simulator.report import summarise
-from penstock_simulator.setup import Setup, WorkerSpec, same_workers
+from penstock_simulator.setup import Setup, WorkerSpec, mixed_workers, same_workers
 from penstock_simulator.workload import Asked, Workload, assemble
 
 PROFILE = msgspec.structs.replace(DEFAULT_PROFILE, kv_tokens=2_048 * 64)
@@ -167,6 +167,34 @@ def test_siblings_of_one_instant_follow_the_announced_prefix() -> None:
     workload = assemble("burst", [Asked(0.0, 6_464 + i, 2, shared) for i in range(3)], 100)
     found = replay(workload, Setup(workers=workers(4), policy="target-misses", together=False))
     assert summarise(found).hit_ratio > 0.6
+
+
+def test_a_mix_has_workers_of_several_speeds_and_roles() -> None:
+    """Numbered through within a role, each with its own timing."""
+    fleet = mixed_workers("2xpolynomial-reference,1xpolynomial-reference@0.5, 1xqwen3-32b-h100x2/prefill,1xpolynomial-reference@2/decode")
+    assert [(spec.id, spec.role.value) for spec in fleet] == [
+        ("worker-0", "both"), ("worker-1", "both"), ("worker-2", "both"), ("prefill-0", "prefill"), ("decode-0", "decode"),
+    ]  # fmt: skip
+    fast, slow = fleet[0].profile, fleet[2].profile
+    assert slow.prefill_s(1_000) == pytest.approx(2 * fast.prefill_s(1_000))
+    assert slow.decode_s(9, 30_000) == pytest.approx(2 * fast.decode_s(9, 30_000))
+    assert slow.transfer_s(100) == fast.transfer_s(100)
+
+
+@pytest.mark.parametrize(
+    ("mix", "said"),
+    [
+        ("eight", "mix is 'eight'; allowed: COUNTxPROFILE"),
+        ("0xpolynomial-reference", "0 workers; allowed: 1..1024"),
+        ("2xfast", "profile is 'fast'; allowed: "),
+        ("2xpolynomial-reference@0.001", "speed is 0.001; allowed: 0.01..100"),
+        ("2xpolynomial-reference@1.2.3", "speed is '1.2.3'; allowed: 0.01..100"),
+    ],
+)
+def test_a_mix_that_makes_no_sense_says_why(mix: str, said: str) -> None:
+    """The part, and what is allowed."""
+    with pytest.raises(ValueError, match=said):
+        mixed_workers(mix)
 
 
 def test_a_wrong_declared_profile_reaches_the_router_only() -> None:
