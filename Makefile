@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 APT_LINE := sudo apt-get install -y git make python3 python3-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help dev up check test test-cluster cluster programs bench docs lock clean redis
+.PHONY: help dev up check test test-cluster cluster programs bench image docs lock clean redis
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -52,17 +52,22 @@ programs: $(INSTALLED)
 bench: dev  ## Measure router, decision, index and P/D beside the figures to reach
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+image:  ## Build the container image (Docker, Podman or Buildah); BASE=debian where no registry can be reached
+	@PYTHON="$(PYTHON)" image/build.sh
+
 docs: $(INSTALLED)  ## Rewrite what is generated: tables in docs/, manifests/crds
 	$(BIN)/python -m penstock_cli.reference
 	$(BIN)/python -m penstock_operator.crds
 
 # One numpy for all Pythons, the newest for 3.11: types and tests are then alike everywhere.
-lock: pyproject.toml  ## Resolve dependencies again and rewrite requirements.lock (needs a package index)
+lock: pyproject.toml  ## Resolve dependencies again: requirements.lock and the image's part of it (needs a package index)
 	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && \
 	if [ -n "$(UV)" ]; then uv="$(UV)"; else $(PYTHON) -m venv "$$tool/venv" && "$$tool/venv/bin/pip" install -q uv && uv="$$tool/venv/bin/uv"; fi && \
 	echo 'numpy<2.5' >"$$tool/constraints" && \
 	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra operator --extra plots --group dev --universal --python-version 3.11 --generate-hashes \
-	  --constraint "$$tool/constraints" --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock' -q -o requirements.lock
+	  --constraint "$$tool/constraints" --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock' -q -o requirements.lock && \
+	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra operator --group build --universal --python-version 3.11 --generate-hashes \
+	  --constraint requirements.lock --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make lock' -q -o image/requirements.lock
 
 clean:  ## Remove .venv, caches and the data of `make up`
 	rm -rf $(VENV) .penstock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
