@@ -76,15 +76,34 @@ def requirement_names(wanted: list[str]) -> set[str]:
     return {re.split(r"[<>=!~; \[]", line, maxsplit=1)[0].lower().replace("_", "-") for line in wanted}
 
 
+def lock_entries(path: str) -> dict[str, str]:
+    """Name of a locked package → its lines: version, marker, hashes."""
+    entries = re.split(r"\n(?=[a-z0-9])", (ROOT / path).read_text())
+    return {match[1]: entry.strip() for entry in entries if (match := re.match(r"([a-z0-9-]+)==", entry)) and "--hash=sha256:" in entry}
+
+
 def test_lock_file_covers_every_dependency_with_hashes() -> None:
     """A dependency added to pyproject.toml without `make lock` would be missing from a user's environment."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = requirement_names(project["project"]["dependencies"])
     for group in (*project["project"]["optional-dependencies"].values(), *project["dependency-groups"].values()):
-        wanted |= requirement_names(group)
-    entries = re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements.lock").read_text())
-    locked = {match[1] for entry in entries if (match := re.match(r"([a-z0-9-]+)==", entry)) and "--hash=sha256:" in entry}
-    assert wanted - locked == set()
+        wanted |= requirement_names([one for one in group if isinstance(one, str)])
+    assert wanted - set(lock_entries("requirements.lock")) == set()
+
+
+def test_the_image_runs_what_was_tested() -> None:
+    """Its lock is a part of the other, in the same versions and hashes, with all that its processes import."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    wanted = [*project["project"]["dependencies"], *extras["ray"], *extras["fast"], *extras["operator"]]
+    whole, part = lock_entries("requirements.lock"), lock_entries("image/requirements.lock")
+    assert requirement_names(wanted) - set(part) == set()
+    assert [name for name, entry in part.items() if entry.partition(" ")[0] != whole[name].partition(" ")[0]] == []
+    assert [
+        name
+        for name, entry in part.items()
+        if not set(re.findall("sha256:[0-9a-f]+", entry)) <= set(re.findall("sha256:[0-9a-f]+", whole[name]))
+    ] == []
 
 
 def test_every_ignored_lint_rule_has_its_reason() -> None:
