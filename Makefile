@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 APT_LINE := sudo apt-get install -y git make python3 python3-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help dev up check test test-cluster cluster programs bench image docs lock clean redis
+.PHONY: help dev up check test test-cluster test-node cluster programs bench image docs lock clean redis
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -39,6 +39,9 @@ check: $(INSTALLED)  ## Lint, format, types, import layers, generated files
 
 test: dev  ## Run the tests (real Redis, real Ray, a real Kubernetes API server where Go can build one)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-node: dev programs  ## Run the tests in real pods: containerd, kubelet and kube-proxy on this machine (Linux, root)
+	$(BIN)/python -m pytest tests/node $(ARGS)
 
 test-cluster: dev programs  ## Run the tests that need a Kubernetes API server, and those of the operator
 	$(BIN)/python -m pytest $(wildcard tests/cluster tests/operator) $(ARGS)

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 ETCD, API_SERVER, CONTROLLERS, SCHEDULER, KWOK = "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok"
 
+LOOPBACK = "127.0.0.1"
+SERVICE_RANGE = "10.96.0.0/16"
+
 _STAGES = Path(__file__).parent / "stages.yaml"
 _UNBRAKED = {"kube-api-qps": 500, "kube-api-burst": 1_000}
 """The default of 20 requests a second would set the pace of every test with many objects."""
@@ -17,10 +20,12 @@ class Place(NamedTuple):
     api_port: int
     etcd_port: int
     peer_port: int
+    address: str = LOOPBACK
+    """Where the API server listens; everything else is on loopback."""
 
     @property
     def url(self) -> str:
-        return f"https://127.0.0.1:{self.api_port}"
+        return f"https://{self.address}:{self.api_port}"
 
     @property
     def etcd_url(self) -> str:
@@ -77,12 +82,13 @@ def _etcd(place: Place) -> dict[str, object]:
 def _api_server(place: Place) -> dict[str, object]:
     return {
         "etcd-servers": place.etcd_url,
-        "bind-address": "127.0.0.1",
-        "advertise-address": "127.0.0.1",
+        "bind-address": place.address,
+        "advertise-address": place.address,
         "secure-port": place.api_port,
         "cert-dir": place.key.parent,
-        "endpoint-reconciler-type": "none",  # a loopback address cannot be an endpoint of the Service `kubernetes`
-        "service-cluster-ip-range": "10.96.0.0/16",
+        # a loopback address cannot be an endpoint of the Service `kubernetes`
+        "endpoint-reconciler-type": "none" if place.address == LOOPBACK else "lease",
+        "service-cluster-ip-range": SERVICE_RANGE,
         "token-auth-file": place.tokens,
         "service-account-issuer": "https://kubernetes.default.svc",
         "service-account-key-file": place.key,

@@ -18,11 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import httpx
 import yaml
-from component_flags import API_SERVER, CONTROLLERS, ETCD, KWOK, SCHEDULER, Place, flags_of
+from component_flags import API_SERVER, CONTROLLERS, ETCD, KWOK, LOOPBACK, SCHEDULER, Place, flags_of
 from go_programs import Programs, programs
 from penstock_cli.child import Child, ChildFailed
 
@@ -35,6 +36,7 @@ FAKE_NODE = {"kwok.x-k8s.io/node": "fake"}
 """Annotation of the nodes that kwok plays."""
 
 _USERS = {"admin": "system:masters", f"system:{CONTROLLERS}": "", f"system:{SCHEDULER}": ""}
+_NO_USERS: Mapping[str, str] = MappingProxyType({})
 _STARTS = 3
 _POLL_S = 0.05
 
@@ -75,13 +77,23 @@ class ControlPlane:
     `url`, `kubeconfig` and `client` (user `admin`, who may do everything) are there after `start` and stay the same.
     """
 
-    def __init__(self, binaries: Programs, crds: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        binaries: Programs,
+        crds: Sequence[Path] = (),
+        *,
+        address: str = LOOPBACK,
+        users: Mapping[str, str] = _NO_USERS,
+        parent: Path | None = None,
+    ) -> None:
+        """`address`: where the API server listens. `users`: the group (or an empty text) of each further user. `parent`: of its folder."""
         self.binaries = binaries
         self._crds = crds
-        self.folder = Path(tempfile.mkdtemp(prefix="penstock-cluster-"))
-        self._tokens = {user: secrets.token_hex(16) for user in _USERS}
+        self.folder = Path(tempfile.mkdtemp(prefix="penstock-cluster-", dir=parent))
+        self._users = {**_USERS, **users}
+        self._tokens = {user: secrets.token_hex(16) for user in self._users}
         self._children: dict[str, Child] = {}
-        self._place = Place(self.folder, 0, 0, 0)
+        self._place = Place(self.folder, 0, 0, 0, address)
         self._resources: dict[tuple[str, str], Object] = {}
         self.client = httpx.Client()
 
@@ -91,7 +103,11 @@ class ControlPlane:
 
     @property
     def kubeconfig(self) -> Path:
-        return self._place.kubeconfig("admin")
+        return self.kubeconfig_of("admin")
+
+    def kubeconfig_of(self, user: str) -> Path:
+        """A kubeconfig of one of the static users."""
+        return self._place.kubeconfig(user)
 
     @property
     def has_controllers(self) -> bool:
@@ -109,7 +125,7 @@ class ControlPlane:
                 shutil.rmtree(self.folder / "etcd", ignore_errors=True)
                 if attempt == _STARTS - 1 or "address already in use" not in str(failed):
                     raise
-        for user in _USERS:
+        for user in self._users:
             self._write_kubeconfig(self._place.kubeconfig(user), user, self._tokens[user])
         self.client = self.client_of(self._tokens["admin"])
         for path in self._crds:  # before the controllers, which look for new kinds only every half minute
@@ -214,8 +230,8 @@ class ControlPlane:
     # -- processes
 
     def _start_api_server(self) -> None:
-        self._place = Place(self.folder, *_free_ports(3))
-        lines = [f"{self._tokens[user]},{user},{user}" + (f',"{group}"' if group else "") for user, group in _USERS.items()]
+        self._place = Place(self.folder, *_free_ports(3), self._place.address)
+        lines = [f"{self._tokens[user]},{user},{user}" + (f',"{group}"' if group else "") for user, group in self._users.items()]
         self._place.tokens.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.start_component(ETCD)
         self.start_component(API_SERVER)

@@ -1,4 +1,4 @@
-"""The Go programs that the cluster tests run (etcd, Kubernetes, kwok, kubectl, Helm): found, or built once from their modules.
+"""The Go programs that the cluster tests run (etcd, Kubernetes, CoreDNS, kwok, kubectl, Helm): found, or built once from their modules.
 
 `$KUBEBUILDER_ASSETS`, where set, names a folder that has them. Else `programs/` is built with the Go on the PATH into the
 user's cache folder, under a key made of its sources and Go's version, so that nothing stale is ever run and a second start
@@ -23,7 +23,10 @@ CACHE_ENV = "PENSTOCK_TEST_PROGRAMS"
 
 NEEDED = ("etcd", "kube-apiserver", "kubectl")
 """What envtest's archives hold, too."""
-BUILT = (*NEEDED, "kube-controller-manager", "kube-scheduler", "kwok", "helm")
+LINKED = (*NEEDED, "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kwok", "helm")
+"""Names of the one binary that holds most of them."""
+BUILT = (*LINKED, "coredns", "pause")
+"""The last two are binaries of their own."""
 
 _ONE_BINARY = "programs"
 _UNUSED_DAYS = 14
@@ -85,8 +88,8 @@ def _cache_folder() -> Path:
 
 def _key(go_version: str) -> str:
     digest = hashlib.sha256(go_version.encode())
-    for source in ("go.mod", "go.sum", "main.go"):
-        digest.update((SOURCES / source).read_bytes())
+    for source in (SOURCES / "go.mod", SOURCES / "go.sum", *sorted(SOURCES.rglob("*.go"))):
+        digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -97,7 +100,7 @@ def _kubernetes_version() -> str:
 
 
 def _build(folder: Path, say: Say) -> None:
-    """One binary and a link for each name, made beside `folder` and renamed: there is never half a folder."""
+    """The binaries and a link for each name, made beside `folder` and renamed: there is never half a folder."""
     version = _kubernetes_version()
     stamp = "k8s.io/component-base/version"
     facts = {"gitVersion": version, "gitMajor": "1", "gitMinor": version.split(".")[1], "gitTreeState": "clean"}
@@ -107,8 +110,8 @@ def _build(folder: Path, say: Say) -> None:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent) as unfinished, tempfile.TemporaryFile() as log:
         made = Path(unfinished) / "made"
         made.mkdir()
-        command = ["go", "build", "-trimpath", "-ldflags", flags, "-o", str(made / _ONE_BINARY), "."]
-        building = subprocess.Popen(command, cwd=SOURCES, env=environ, stdout=log, stderr=log, preexec_fn=lambda: os.nice(10))
+        command = ["go", "build", "-trimpath", "-ldflags", flags, "-o", f"{made}/", "./..."]
+        building = subprocess.Popen(command, cwd=SOURCES, env=environ, stdout=log, stderr=log, preexec_fn=_politely)
         try:
             _watch(building, version, say)
         finally:
@@ -118,7 +121,7 @@ def _build(folder: Path, say: Say) -> None:
             log.seek(0)
             said = log.read()[-_SHOWN_LOG_BYTES:].decode(errors="replace").strip()
             raise NoPrograms(f"go build in {SOURCES} failed: {said}")
-        for name in BUILT:
+        for name in LINKED:
             (made / name).symlink_to(_ONE_BINARY)
         made.rename(folder)
     say(f"test programs: built {folder}")
@@ -130,7 +133,7 @@ def _politely() -> None:
 
 def _watch(building: subprocess.Popen[bytes], version: str, say: Say) -> None:
     began_s = time.monotonic()
-    say(f"test programs: building Kubernetes {version}, etcd, kwok and Helm with Go (once; 3 to 10 minutes, 3 GB of memory)")
+    say(f"test programs: building Kubernetes {version}, etcd, CoreDNS, kwok and Helm with Go (once; 3 to 10 minutes, 3 GB of memory)")
     while True:
         try:
             building.wait(30)
@@ -152,7 +155,7 @@ def _locked(path: Path, say: Say) -> Iterator[None]:
 
 
 def _forget_unused(home: Path) -> None:
-    """160 MB a version: those that no run has touched for two weeks go."""
+    """210 MB a version: those that no run has touched for two weeks go."""
     for folder in home.iterdir():
         if folder.is_dir() and not folder.name.startswith(".") and time.time() - folder.stat().st_mtime > _UNUSED_DAYS * 86_400:
             shutil.rmtree(folder, ignore_errors=True)

@@ -7,8 +7,9 @@ import go_programs
 import pytest
 from go_programs import ASSETS_ENV, BUILT, CACHE_ENV, NEEDED, NoPrograms, programs
 
-GO_MOD = "module tiny\n\ngo 1.21\n\nexclude (\n\tk8s.io/kubernetes v1.36.3\n)\n"
+GO_MOD = "module tests/programs\n\ngo 1.21\n\nexclude (\n\tk8s.io/kubernetes v1.36.3\n)\n"
 MAIN = 'package main\n\nfunc main() { println("tiny") }\n'
+OWN_BINARIES = ("coredns", "pause")
 
 
 @pytest.fixture
@@ -20,6 +21,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     sources.mkdir()
     for name, text in (("go.mod", GO_MOD), ("go.sum", ""), ("main.go", MAIN)):
         (sources / name).write_text(text)
+    for name in OWN_BINARIES:
+        (sources / name).mkdir()
+        (sources / name / "main.go").write_text(MAIN)
     monkeypatch.setattr(go_programs, "SOURCES", sources)
     monkeypatch.setenv(CACHE_ENV, str(tmp_path / "cache"))
     monkeypatch.delenv(ASSETS_ENV, raising=False)
