@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 APT_LINE := sudo apt-get install -y git make python3 python3-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help dev up check test test-cluster test-node cluster programs bench image docs lock clean redis
+.PHONY: help dev up check test test-cluster test-node cluster programs golden bench image docs lock clean redis
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -44,13 +44,16 @@ test-node: dev programs  ## Run the tests in real pods: containerd, kubelet and 
 	$(BIN)/python -m pytest tests/node $(ARGS)
 
 test-cluster: dev programs  ## Run the tests that need a Kubernetes API server, and those of the operator
-	$(BIN)/python -m pytest $(wildcard tests/cluster tests/operator) $(ARGS)
+	$(BIN)/python -m pytest $(wildcard tests/chart tests/cluster tests/operator) $(ARGS)
 
 cluster: $(INSTALLED) programs  ## Start a Kubernetes control plane on loopback, without nodes of its own; Ctrl-C ends it
 	@PYTHONPATH=tests/cluster $(BIN)/python -m control_plane
 
 programs: $(INSTALLED)
 	@PYTHONPATH=tests/cluster $(BIN)/python -m go_programs
+
+golden: $(INSTALLED) programs  ## Render the chart again: manifests/install.yaml and tests/chart/golden (needs Helm, see `make programs`)
+	@PYTHONPATH=tests/cluster:tests/chart $(BIN)/python -m chart_renders
 
 bench: dev  ## Measure router, decision, index and P/D beside the figures to reach
 	$(BIN)/python -m benchmarks.run $(ARGS)

@@ -219,6 +219,18 @@ def operator(
     raise typer.Exit(run_from_settings(config, settings, set_ or []))
 
 
+@app.command()
+def fill_secret(
+    name: Annotated[str, typer.Argument(help="Name of the Secret.")],
+    namespace: Annotated[str, typer.Option(help="Where it is.")] = "penstock-system",
+    kubeconfig: Annotated[str, typer.Option(help="[default: the Pod's service account, else $KUBECONFIG]")] = "",
+) -> None:
+    """Fill what an installation's Secret lacks (fleet-token, chunk-secret, admin-key, redis-password) with random values."""
+    from penstock_cli.operator_command import fill_secret
+
+    fill_secret(kubeconfig, namespace, name)
+
+
 app.command()(simulate)
 
 

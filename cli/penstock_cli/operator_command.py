@@ -1,10 +1,12 @@
-"""`penstock operator`: from the command line's words to an OperatorConfig and its secrets; the running is penstock_operator's.
+"""`penstock operator` and `penstock fill-secret`: from the command line's words to what penstock_operator does with them.
 
 Command line over file, file over defaults. It reads no environment but the secrets. Only here is the operator imported: it brings
 `kopf` and `kubernetes`, which no other command needs.
 """
 
+import asyncio
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,3 +28,13 @@ def run_from_settings(config: Path | None, settings: dict[str, Any], others: Seq
     except ImportError as error:
         raise NotInstalled(f"{error.name} is not installed; install penstock[operator]") from None
     return serve_operator(load_config(config, {**settings, **parse_settings(others)}), load_secrets(os.environ))
+
+
+def fill_secret(kubeconfig: str, namespace: str, name: str) -> None:
+    """Give the installation's Secret random values where it has none. Raises NotInstalled or NotFilled."""
+    try:
+        from penstock_operator.own_secret import fill_with
+    except ImportError as error:
+        raise NotInstalled(f"{error.name} is not installed; install penstock[operator]") from None
+    drawn = asyncio.run(fill_with(kubeconfig, namespace, name))
+    sys.stdout.write(f"Secret {name}: {', '.join(drawn) + ' made' if drawn else 'nothing was missing'}\n")

@@ -1,4 +1,4 @@
-"""CustomResourceDefinitions, written from the typed resources in `penstock_core.api`: `manifests/crds/*.yaml`.
+"""CustomResourceDefinitions, written from the typed resources in `penstock_core.api`: `manifests/crds/*.yaml`, and the chart's.
 
 `make docs` writes the files, `make check` runs this with `--check` and fails when one differs. The API server takes
 structural schemas only, so pydantic's JSON schema is rewritten (`structural`); a keyword that has no counterpart is an
@@ -18,7 +18,8 @@ from penstock_core.api_terms import DNS_LABEL, DNS_LABEL_WORDS, GROUP, VERSION, 
 
 Schema = dict[str, Any]
 
-FOLDER = Path("manifests/crds")
+FOLDERS = (Path("manifests/crds"), Path("charts/penstock/definitions"))
+"""For kubectl, and for Helm, whose charts hold no file from outside."""
 _HEADER = "# Written by `make docs` from core/penstock_core/api.py; edits are overwritten.\n"
 _NAMED_WELL = Rule(f"self.metadata.name.matches('{DNS_LABEL}')", f"metadata.name becomes part of other names: {DNS_LABEL_WORDS}")
 
@@ -132,7 +133,7 @@ def definition(kind: type[ModelService] | type[WorkerPool]) -> Schema:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{facts.plural}.{GROUP}"},
+        "metadata": {"name": f"{facts.plural}.{GROUP}", "annotations": {"helm.sh/resource-policy": "keep"}},
         "spec": {"group": GROUP, "names": names, "scope": "Namespaced", "versions": [version]},
     }
 
@@ -140,9 +141,10 @@ def definition(kind: type[ModelService] | type[WorkerPool]) -> Schema:
 def files() -> dict[Path, str]:
     """Every file that is written, with its text; paths are relative to the checkout."""
     return {
-        FOLDER / f"{kind.kind_facts.plural}.yaml": _HEADER
+        folder / f"{kind.kind_facts.plural}.yaml": _HEADER
         + yaml.safe_dump(definition(kind), sort_keys=False, width=130, allow_unicode=True)
         for kind in KINDS
+        for folder in FOLDERS
     }
 
 

@@ -18,6 +18,8 @@ from penstock_operator.kinds import LEASE, ObjectKind
 
 log = logging.getLogger(__name__)
 
+LEASE_NAME = "penstock-operator"
+
 
 class Leases(Protocol):
     """What is asked of the API server here."""
@@ -51,7 +53,7 @@ class Leader:
         identity: str,
         times: LeaseTimes,
         *,
-        name: str = "penstock-operator",
+        name: str = LEASE_NAME,
         clock: Callable[[], float],
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:

@@ -19,6 +19,7 @@ from penstock_operator.kinds import (
     WORKER_POOL,
     ObjectKind,
 )
+from penstock_operator.leader import LEASE_NAME
 
 _SEEN = ("list", "watch")
 _APPLIED = ("create", "patch")
@@ -45,5 +46,13 @@ RULES: tuple[dict[str, Any], ...] = (
 )
 """Where the ModelServices are."""
 
-LEASE_RULES: tuple[dict[str, Any], ...] = (_rule(LEASE, "create", "get", "update"),)
+LEASE_RULES: tuple[dict[str, Any], ...] = (
+    _rule(LEASE, "create"),  # a name cannot be asked for when there is none yet
+    _rule(LEASE, "get", "update") | {"resourceNames": [LEASE_NAME]},
+)
 """In the operator's own namespace."""
+
+
+def own_secret_rule(name: str) -> dict[str, Any]:
+    """To fill the installation's Secret there, where the chart makes it."""
+    return _rule(SECRET, "get", "update") | {"resourceNames": [name]}
