@@ -144,7 +144,7 @@ def router(
         list[str] | None, typer.Option(help="Server given by hand: http://host:port[,role=decode,model=NAME,connector=nixl]. Repeatable.")
     ] = None,
     redis: Annotated[str | None, typer.Option(envvar="PENSTOCK_REDIS_URL", help="Redis of the registry.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Served model to follow in the registry. Repeatable.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Served model to follow in the registry. Repeatable. [default: all]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. [default: 8000]")] = None,
     policy: Annotated[str | None, typer.Option(help=f"Placement policy: {ALLOWED}. [default: target-misses]")] = None,

@@ -18,14 +18,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from penstock_core.endpoint import Load, WorkerRecord
-from penstock_core.errors import IndexUnavailable
 from penstock_core.kv_events import NO_KEYS, Keys, KvBatch, KvState, pack_keys, unpack_keys
 from penstock_core.prompt import DEFAULT_CHUNK_BYTES
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
+from penstock_kvindex.calls import bounded, connect
 from penstock_kvindex.index import (
     DEFAULT_MAX_CHUNKS,
     FORGET_S,
@@ -40,6 +36,8 @@ from penstock_kvindex.index import (
     TailEntry,
     Warm,
 )
+from penstock_kvindex.models import ANNOUNCE_S, KNOWN_S
+from penstock_kvindex.models import KEY as MODELS_KEY
 from penstock_kvindex.registry import decode_load, decode_record, encode_load, encode_record, key_prefix
 
 _LUA = Path(__file__).parent / "lua"
@@ -78,8 +76,9 @@ class RedisIndex:
         self._most_slots = most_slots
         self._kept_batches = kept_batches
         self._chunk_bytes = chunk_bytes
-        # Retrying is for the callers, who know whether it is still worth it. RESP2: its answers have one shape everywhere.
-        self._redis: Redis = Redis.from_url(url, protocol=2, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0))
+        self._redis = connect(url, timeout_s)
+        self._model = model
+        self._announced_s = -math.inf  # loop time of the last word that the model is there
         layout = (_LUA / "layout.lua").read_text()
         self._scripts = {
             path.stem: self._redis.register_script(layout + path.read_text()) for path in _LUA.glob("*.lua") if path.stem != "layout"
@@ -100,11 +99,15 @@ class RedisIndex:
         )
         if slot < 0:
             raise NoFreeSlot(f"no free slot for worker {record.id!r}: all {self._most_slots} are taken or wait for the janitor")
+        await self._announce()
         return Lease(slot, incarnation.decode())
 
     async def renew(self, lease: Lease, epoch: int, load: Load | None) -> bool:
         wire = b"" if load is None else encode_load(load)
-        return bool(await self._script("renew", lease.slot, _hex(epoch), self._lease_ms, wire))
+        renewed = bool(await self._script("renew", lease.slot, _hex(epoch), self._lease_ms, wire))
+        if renewed and asyncio.get_running_loop().time() - self._announced_s > ANNOUNCE_S:
+            await self._announce()
+        return renewed
 
     async def publish(self, lease: Lease, batch: KvBatch) -> bool:
         if batch.cleared:  # looks at the whole table, so in pieces, like a republish
@@ -190,6 +193,12 @@ class RedisIndex:
     async def aclose(self) -> None:
         await self._redis.aclose()
 
+    async def _announce(self) -> None:
+        """Say that the model has a worker, for `models.ServedModels`. A call of its own: the key is in no model's Cluster slot."""
+        call = self._scripts["announce"](keys=[MODELS_KEY], args=[self._model, math.ceil(KNOWN_S * 1_000)])
+        await self._bounded(call, self._timeout_s)
+        self._announced_s = asyncio.get_running_loop().time()
+
     async def _replace(self, slot: int, batch: KvBatch, keys: Keys, *, expected: int | None, flags: int) -> bool:
         """Replace what the slot holds by `keys`, piece by piece, then append `batch` with `flags` to the stream."""
         epoch = _hex(batch.epoch)
@@ -218,21 +227,7 @@ class RedisIndex:
         return await self._bounded(self._scripts[name](keys=[self._meta], args=arguments), self._timeout_s)
 
     async def _bounded(self, call: Awaitable[Any], timeout_s: float) -> Any:
-        """The call's answer. A cancellation that the client library turns into an error of its own (it does, when the two meet)
-        is a cancellation all the same: the caller's loop would go on for ever.
-        """
-        task = asyncio.current_task()
-        cancelled_before = task.cancelling() if task is not None else 0
-        try:
-            async with asyncio.timeout(timeout_s):
-                answer = await call
-        except (RedisError, OSError, TimeoutError) as error:
-            if task is not None and task.cancelling() > cancelled_before:
-                raise asyncio.CancelledError from error
-            raise IndexUnavailable(f"Redis, keys {self._prefix}*: {type(error).__name__}: {error}") from error
-        if task is not None and task.cancelling() > cancelled_before:
-            raise asyncio.CancelledError
-        return answer
+        return await bounded(call, timeout_s, f"{self._prefix}*")
 
 
 def _hex(epoch: int) -> str:

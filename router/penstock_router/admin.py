@@ -44,9 +44,12 @@ def admin_app(
         return {"status": "ok"}
 
     @app.get("/readyz")
-    async def readyz(response: Response) -> dict[str, Any]:
-        """Some model has a live endpoint, every index has been read, and no drain has begun."""
-        ready = directory.ready and not draining()
+    async def readyz(response: Response, without_endpoints: bool = False) -> dict[str, Any]:
+        """Some model has a live endpoint, every index has been read, and no drain has begun.
+
+        `without_endpoints`: leave the first out, for a router that shall be reachable and say itself that nothing serves.
+        """
+        ready = (directory.warm if without_endpoints else directory.ready) and not draining()
         response.status_code = 200 if ready else 503
         models = {each.name: {"endpoints": len(each.live), "index_warm": each.index.warm} for each in directory.models.values()}
         return {"ready": ready, "draining": draining(), "models": models}

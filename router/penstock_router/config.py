@@ -77,7 +77,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     redis_url: str = ""
     """Empty: no registry, only `endpoints`."""
     models: tuple[ServedModel, ...] = ()
-    """Followed in the registry."""
+    """Followed in the registry. Empty: every model that has workers there."""
     endpoints: tuple[GivenEndpoint, ...] = ()
     policy: str = "target-misses"
     """target-misses, round-robin, least-request, prefix-affinity, random, power-of-two, lmetric, conductor or block-cost[:SCALE]."""
@@ -136,8 +136,6 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError(str(error)) from None
         if self.models and not self.redis_url:
             raise ConfigError("models are given without redis_url; allowed: redis_url with models, or endpoints given by hand")
-        if self.redis_url and not self.models:
-            raise ConfigError("redis_url is given without models; allowed: the names of one served model or more")
 
 
 RANGES: dict[str, tuple[float, float, str]] = {

@@ -171,6 +171,8 @@ class Directory:
         self._rng = rng
         self.more_coming: Callable[[], bool] = lambda: True
         """Whether requests have come in that have not begun; set by `app`, which knows the server."""
+        self.all_known: Callable[[], bool] = lambda: True
+        """Whether it is known which models there are; set by the source that looks for them."""
         self._probing: set[asyncio.Task[None]] = set()
         self.prober = prober
         self.models: dict[str, Served] = {}
@@ -181,13 +183,25 @@ class Directory:
         """A model that is served from now on, with no endpoints yet. ValueError if it is already there."""
         if name in self.models:
             raise ValueError(f"model {name!r} is served from two sources; allowed: the registry or endpoints given by hand")
-        scheduler = Scheduler(self._policy, rng=self._rng)
-        scheduler.warm_up()
-        compiled_hash.warm_up()
+        scheduler = self._warm_scheduler()
         turn = Turn(scheduler, self._figures.decision, self._more_coming)
         served = Served(name, scheduler=scheduler, cache=cache, chunk_bytes=chunk_bytes, slo=slo, ours=ours, turn=turn)
         self.models[name] = served
         return served
+
+    def remove(self, name: str) -> None:
+        """A model that is served no more; requests under way keep what they hold."""
+        del self.models[name]
+
+    def warm_up(self) -> None:
+        """Compile what placing needs, seconds the first time, so that a model found later does not stop the requests of others."""
+        self._warm_scheduler()
+
+    def _warm_scheduler(self) -> Scheduler:
+        scheduler = Scheduler(self._policy, rng=self._rng)
+        scheduler.warm_up()
+        compiled_hash.warm_up()
+        return scheduler
 
     def _more_coming(self) -> bool:
         return self.more_coming()
@@ -213,7 +227,12 @@ class Directory:
     @property
     def ready(self) -> bool:
         """Some model has a live endpoint, and every index that is followed has been read."""
-        return any(each.live for each in self.models.values()) and all(each.index.warm for each in self.models.values())
+        return self.warm and any(each.live for each in self.models.values())
+
+    @property
+    def warm(self) -> bool:
+        """It is known which models there are, and every index that is followed has been read."""
+        return self.all_known() and all(each.index.warm for each in self.models.values())
 
     def unreachable(self, served: Served, endpoint: Endpoint, detail: str) -> None:
         """No connection could be made: keep requests away from it and look again until it answers."""

@@ -1,4 +1,4 @@
-"""Endpoints found in the registry: one follower of the shared index per served model, told how to ask workers directly.
+"""Models and endpoints found in the registry: one follower of the shared index per served model, told how to ask workers directly.
 
 The follower (kvindex) tails Redis; here it gets what only the router knows: GET /penstock/kv with the fleet's token, and
 whether workers live while their leases do not count. `app` makes the source, `endpoints` holds what it finds.
@@ -8,12 +8,14 @@ import asyncio
 import logging
 
 from penstock_core.endpoint import Endpoint, WorkerRecord
+from penstock_core.errors import IndexUnavailable
 from penstock_core.facts import TOKEN_HEADER
 from penstock_core.kv_events import KvState, decode_state
 from penstock_dataplane.client import Client
 from penstock_dataplane.errors import UpstreamError
 from penstock_kvindex import mirror as kv_mirror
 from penstock_kvindex.mirror import Mirror
+from penstock_kvindex.models import ServedModels
 from penstock_kvindex.redis import RedisIndex
 from penstock_kvindex.tail import Follower
 
@@ -31,6 +33,7 @@ _FIRST_LOOK_S = 2.0
 _ASKED_LATELY_S = 3.0
 _PROBE_EVERY_S = 0.5
 _MISSES = 2
+_LOOK_EVERY_S = 1.0
 
 
 class MirrorCache:
@@ -153,27 +156,70 @@ class _Following:
 
 
 class RegisteredSource:
-    """Follows every model of the configuration."""
+    """Follows the models of the configuration, or where it names none, every model that workers announce."""
 
     def __init__(self, config: RouterConfig, secrets: Secrets, directory: Directory, client: Client) -> None:
         self.config = config
         self.directory = directory
         self._client = client
         self._headers = [(TOKEN_HEADER, secrets.fleet_token.encode())] if secrets.fleet_token else []
-        self._following: list[_Following] = []
+        self._following: dict[str, _Following] = {}
+        self._refused: set[str] = set()
+        self._looked = False
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to follow; waits a moment for a first look, but starts without Redis as well."""
         kv_mirror.warm_up()
-        self._following = [_Following(model, self) for model in self.config.models]
+        if self.config.models:
+            self._following = {model.name: _Following(model, self) for model in self.config.models}
+        else:
+            self.directory.warm_up()
+            self.directory.all_known = lambda: self._looked
+            self._looking = asyncio.get_running_loop().create_task(self._look_for_models(), name="look for models")
         until_s = asyncio.get_running_loop().time() + _FIRST_LOOK_S
         # The follower has no event for it, and a look a hundredth of a second late harms nobody.
-        while asyncio.get_running_loop().time() < until_s and not all(each.follower.warm for each in self._following):  # noqa: ASYNC110
+        while asyncio.get_running_loop().time() < until_s and not self.directory.warm:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     async def aclose(self) -> None:
-        for each in self._following:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        for each in self._following.values():
             await each.aclose()
+
+    async def _look_for_models(self) -> None:
+        """Follow what is announced, leave what is announced no more and has no worker, until cancelled. Redis away changes nothing."""
+        models = ServedModels(self.config.redis_url)
+        away = False
+        try:
+            while True:
+                try:
+                    await self._follow_only(await models.names())
+                    self._looked, away = True, False
+                except IndexUnavailable as error:
+                    if not away:
+                        log.warning("which models there are cannot be read", extra={"facts": {"error": str(error)}})
+                    away = True
+                await asyncio.sleep(_LOOK_EVERY_S)
+        finally:
+            await models.aclose()
+
+    async def _follow_only(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if name in self._following or name in self._refused:
+                continue
+            try:
+                self._following[name] = _Following(ServedModel(name=name), self)
+                log.info("model found", extra={"facts": {"model": name}})
+            except ValueError as error:  # a name that no router takes, or a model given by hand as well
+                self._refused.add(name)
+                log.warning("model left out", extra={"facts": {"model": name, "why": str(error)}})
+        for name in [name for name, each in self._following.items() if name not in names and not each.served.live]:
+            log.info("model gone", extra={"facts": {"model": name}})
+            self.directory.remove(name)
+            await self._following.pop(name).aclose()
 
     async def fetch_state(self, record: WorkerRecord) -> KvState | None:
         """What the worker itself says it holds; None where it does not say. Raises ValueError for a body of another form."""

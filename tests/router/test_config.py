@@ -3,7 +3,7 @@
 import pytest
 from penstock_core.endpoint import Role
 from penstock_process.settings import ConfigError
-from penstock_router.config import RANGES, RouterConfig, Secrets, load_config, load_secrets, parse_endpoint
+from penstock_router.config import RANGES, RouterConfig, Secrets, ServedModel, load_config, load_secrets, parse_endpoint
 
 
 @pytest.mark.parametrize("name", sorted(RANGES))
@@ -48,10 +48,11 @@ def test_a_wrong_file_is_refused_with_the_place(tmp_path, text, named):
         load_config(path, {})
 
 
-def test_models_and_redis_go_together():
-    """A registry without models, or models without a registry, cannot work."""
-    with pytest.raises(ConfigError, match="models"):
-        RouterConfig(redis_url="redis://x")
+def test_models_are_found_in_a_registry_only():
+    """Models without a registry cannot work; a registry without models means all that are there."""
+    with pytest.raises(ConfigError, match="models are given without redis_url"):
+        RouterConfig(models=(ServedModel(name="m"),))
+    assert RouterConfig(redis_url="redis://x").models == ()
 
 
 def test_an_endpoint_is_read_from_one_argument():

@@ -123,7 +123,7 @@ def test_redis_away_stops_nothing_and_a_dead_worker_still_goes(play, make_redis_
         await world.until(lambda: len(served.live) == 2, "both")
         await index.aclose()
         server.close()
-        following = world.router._sources[0]._following[0]
+        following = world.router._sources[0]._following[unused_model]
         await world.until(lambda: not following.follower.available, "Redis is missed")
         assert [(await world.chat(model=unused_model)).status for _ in range(6)] == [200] * 6
         await b.stop()
