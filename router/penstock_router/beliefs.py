@@ -25,7 +25,7 @@ _REPORT_PERIOD_S = 1.0
 
 
 class Streaming(Protocol):
-    """Whoever owns a cell: it is told when its cell moves."""
+    """Whoever owns a cell, as a stream or as a prompt that waits: it is told when its cell moves."""
 
     cell: int
     """Offset of its cell in `Beliefs.cells`; −1 without one."""
@@ -145,6 +145,13 @@ class Beliefs:
         cells[at + 4] = most_tokens
         cells[at + 5] = kind
         self.row_cells[r * col.ROW + col.CELLS_USED] = index + 1
+
+    def open_prompt(self, r: int, owner: Streaming, due_s: float, target_itl_s: float, most_tokens: float, kind: int) -> None:
+        """The prompt just booked at row r waits there; its prefill must end by `due_s`. Infinite target: it decodes elsewhere."""
+        self.open_cell(r, owner, due_s, target_itl_s, most_tokens, kind)
+        cells, at = self.cells, owner.cell
+        cells[at + 1] = self.row_cells[r * col.ROW + col.EVER]
+        cells[at + 2] = 0.0
 
     def close_cell(self, r: int, owner: Streaming) -> tuple[float, float]:
         """Give a cell back; the row's last cell takes its place. Gives (tokens, seconds from first to last token)."""

@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING
 import msgspec
 from penstock_core.endpoint import Endpoint
 from penstock_core.placement import Placement
+from penstock_core.profile import TRANSFER_TOKEN
 
 from penstock_router import columns as col
 from penstock_router import kernel
 
 if TYPE_CHECKING:
     from penstock_router.scheduling import Ask, Scheduler
+
+
+class _Waiting:
+    """Owner of the cell of a prompt that waits at `row`."""
+
+    __slots__ = ("cell", "row")
+
+    def __init__(self, row: int) -> None:
+        self.cell = -1
+        self.row = row
 
 
 class Booking:
@@ -37,6 +48,7 @@ class Booking:
         "_prompt",
         "_scheduler",
         "_streaming",
+        "_waiting",
         "cell",
         "placement",
     )
@@ -56,6 +68,7 @@ class Booking:
         self._context_at = 0
         self._group = -1.0  # KV group of the prefill that was done, or is being done, for this request
         self._streaming = False  # counted in b and C of the decode row
+        self._waiting: _Waiting | None = None  # the prompt, until it is through
         self._over = False
 
     # -- by the scheduler -----------------------------------------------------------------------------------------
@@ -65,12 +78,27 @@ class Booking:
         self._decode_row, self._new, self._decode_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
         self._context_at = r * col.ROW + col.CONTEXT
         self._beliefs.book(r, new_tokens, kv_tokens, now)
+        self._wait(r, now + self._ask.slo.ttft_s - self._ask.waited_s, self._ask.slo.itl_s)
 
     def take_prefill(self, r: int, new_tokens: float, kv_tokens: float, expected_s: float, now: float) -> None:
         """Prefilled at row r, decoded at a row that is bound later."""
         self._prefill_row, self._new, self._prefill_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
         self._group = self._beliefs.row_cells[r * col.ROW + col.GROUP]
         self._beliefs.book(r, new_tokens, kv_tokens, now)
+        transfer_s = self._prompt * self._beliefs.row_cells[r * col.ROW + TRANSFER_TOKEN]
+        self._wait(r, now + self._ask.slo.ttft_s - self._ask.waited_s - transfer_s, math.inf)
+
+    def _wait(self, r: int, due_s: float, target_itl_s: float) -> None:
+        """The prompt just booked at row r is one of those that wait there."""
+        self._waiting = _Waiting(r)
+        self._beliefs.open_prompt(r, self._waiting, due_s, target_itl_s, *self._length())
+
+    def _length(self) -> tuple[float, int]:
+        """(most output tokens, length class), as cells hold them."""
+        ask = self._ask
+        if ask.output_tokens is not None:
+            return float(ask.output_tokens), col.KNOWN
+        return math.inf if ask.max_tokens is None else float(ask.max_tokens), self._scheduler.lengths.follows(ask.length_class)
 
     def take_decode(self, r: int, kv_tokens: float, now: float) -> None:
         """Decoded at row r after a prefill elsewhere: in the batch from now on, so that its siblings see it."""
@@ -101,6 +129,7 @@ class Booking:
         if self._prefill_row < 0:
             return
         kernel.computed(self._beliefs.rows, self._prefill_row, self._new, now)
+        self._wait_over()
         self._new = 0.0
         self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
         self._beliefs.release(self._prefill_row, self._prefill_kv)
@@ -127,10 +156,7 @@ class Booking:
             self._computed_whole(r, now)
             self._beliefs.add_streams(r, 1, self._prompt)
             self._streaming = True
-        ask = self._ask
-        most = ask.max_tokens if ask.output_tokens is None else ask.output_tokens
-        kind = self._scheduler.lengths.follows(ask.length_class) if ask.output_tokens is None else col.KNOWN
-        self._beliefs.open_cell(r, self, now, ask.slo.itl_s, math.inf if most is None else float(most), kind)
+        self._beliefs.open_cell(r, self, now, self._ask.slo.itl_s, *self._length())
         self._beliefs.row_cells[self._context_at] += 1.0
 
     def answered(self, now: float) -> None:
@@ -145,6 +171,7 @@ class Booking:
     def _computed_whole(self, r: int, now: float) -> None:
         """What was placed whole at row r is through its prefill."""
         kernel.computed(self._beliefs.rows, r, self._new, now)
+        self._wait_over()
         self._new = 0.0
         self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
 
@@ -182,9 +209,15 @@ class Booking:
             self._leave_decode(now)
         self._over = True
 
+    def _wait_over(self) -> None:
+        if self._waiting is not None:
+            self._beliefs.close_cell(self._waiting.row, self._waiting)
+            self._waiting = None
+
     def _leave_prefill(self, now: float) -> None:
         if self._prefill_row >= 0:
             kernel.withdraw(self._beliefs.rows, self._prefill_row, self._new, now)
+            self._wait_over()
             self._new = 0.0
             self._beliefs.release(self._prefill_row, self._prefill_kv)
             self._prefill_row = -1
@@ -201,6 +234,7 @@ class Booking:
             self._streaming = False
         elif self._new:  # placed here whole, and no token yet
             kernel.withdraw(beliefs.rows, r, self._new, now)
+            self._wait_over()
             self._new = 0.0
         beliefs.release(r, self._decode_kv)
         self._decode_row = -1

@@ -43,11 +43,15 @@ GROUP = BOOKED + 30  # which endpoints can hand KV to one another (generation an
 DEDICATED = BOOKED + 31  # 1 for a prefill-only or decode-only endpoint
 PROMPTS = BOOKED + 32  # prompts booked here that have no first token yet: streams of a moment later
 REST_S = BOOKED + 33  # what the newcomer adds after the pass in which the last of them ends: their share of Δ
-ROW = BOOKED + 34
+EVER = BOOKED + 34  # prompt tokens ever booked here: where in the queue a prompt ends is told by it
+LAST_TOKENS = BOOKED + 35  # tokens in the last of the passes that wait here, if others fit into it; 0: the newcomer begins a pass
+SHARED_S = BOOKED + 36  # seconds until that pass is through with the newcomer in it; without it: WAIT_S
+ROW = BOOKED + 37
 
-# One decoding stream.
+# One decoding stream, or one prompt that waits: TOKENS is 0 then.
 FIRST_S, LAST_S, TOKENS, TARGET_ITL_S, MOST_TOKENS = range(5)
 LENGTH_CLASS = 5  # table of output lengths that it follows; KNOWN: it will have MOST_TOKENS exactly
+DUE_S, END_TOKENS = FIRST_S, LAST_S  # of a waiting prompt: when its prefill must have ended, and EVER at its end
 CELL = 8  # one cache line
 
 KNOWN = -1
@@ -60,4 +64,5 @@ EVERYTHING = 0
 
 # The prompt being placed.
 NOW_S, PROMPT, CHUNK_TOKENS, TARGET_TTFT_S, TARGET_S, SIGMA, KV_NEED = range(7)
-ASK = 7
+SLIP_S = 7  # a TTFT prediction is off by SIGMA of it, and by so many seconds whatever it is
+ASK = 8

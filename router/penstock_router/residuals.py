@@ -1,28 +1,48 @@
-"""How far off TTFT predictions are: the relative deviation σ that the cost's miss term needs. One a scheduler."""
+"""How far off TTFT predictions are: the deviation that the cost's miss term needs. One a scheduler.
+
+Two parts add up, as variances: `slip_s`, seconds whatever was predicted (a prompt that joins a pass makes it longer, by a
+pass at most), and `sigma`, a share of the prediction (the profile is wrong by so much). Measured on the conversation trace
+slip is 2–50 ms and sigma 0.01; one relative deviation for both would be ruled by short prompts and say nothing of long ones.
+"""
 
 import math
 
-_PRIOR_SIGMA = 0.1
-_LEAST_SAMPLES = 32
+_PRIOR_SLIP_S = 0.02
+_PRIOR_SIGMA = 0.03
+_SLIP_BOUNDS_S = (0.002, 1.0)
+_SIGMA_BOUNDS = (0.005, 0.5)
+"""Below them the miss term turns into a step, above them into a slope."""
 _NEWEST_WEIGHT = 0.02
-_BOUNDS = (0.05, 0.4)
-"""The policy was measured to be insensitive within these; outside them the miss term turns into a step or into a slope."""
+_MOST_EXCESS = 9.0
+"""A squared error counts for at most this many variances: a lost second must not rule for minutes."""
 
 
 class TtftResiduals:
-    """σ is 0.1 until LEAST_SAMPLES predictions have met their truth."""
+    """Variance components, each moved by its share of what an error shows: the stochastic form of the EM algorithm."""
 
     def __init__(self) -> None:
+        self.slip_s = _PRIOR_SLIP_S
         self.sigma = _PRIOR_SIGMA
-        self._samples = 0
-        self._mean_square = 0.0
+
+    @property
+    def trusted(self) -> bool:
+        """Whether predictions have been near enough to refuse by."""
+        return self.slip_s < _SLIP_BOUNDS_S[1] and self.sigma < _SIGMA_BOUNDS[1]
+
+    def deviation_s(self, predicted_s: float) -> float:
+        """Standard deviation of the truth around such a prediction."""
+        return math.hypot(self.slip_s, self.sigma * predicted_s)
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
         """Both in seconds; a prediction of 0 says that there was none."""
         if predicted_s <= 0.0 or not math.isfinite(measured_s):
             return
-        residual = min(1.0, abs(measured_s - predicted_s) / predicted_s)
-        self._samples += 1
-        self._mean_square += max(_NEWEST_WEIGHT, 1.0 / self._samples) * (residual * residual - self._mean_square)
-        if self._samples >= _LEAST_SAMPLES:
-            self.sigma = min(_BOUNDS[1], max(_BOUNDS[0], math.sqrt(self._mean_square)))
+        variance = self.deviation_s(predicted_s) ** 2
+        excess = min(_MOST_EXCESS, (measured_s - predicted_s) ** 2 / variance) - 1.0
+        slips = self.slip_s**2 / variance
+        self.slip_s = _within(self.slip_s * math.sqrt(1.0 + _NEWEST_WEIGHT * slips * excess), _SLIP_BOUNDS_S)
+        self.sigma = _within(self.sigma * math.sqrt(1.0 + _NEWEST_WEIGHT * (1.0 - slips) * excess), _SIGMA_BOUNDS)
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    return min(bounds[1], max(bounds[0], value))

@@ -15,17 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from penstock_core.endpoint import Endpoint, Load
 from penstock_core.placement import Placement
-from penstock_core.profile import TRANSFER_TOKEN
+from penstock_core.profile import PASS_TOKENS, TRANSFER_TOKEN
 from penstock_core.slo import DEFAULT_SLO, Slo
 
 from penstock_router import columns as col
-from penstock_router import warmth
+from penstock_router import kernel, warmth
 from penstock_router.beliefs import Beliefs
 from penstock_router.booking import Booking
 from penstock_router.cohorts import Cohort, Wanted, gather, takers
 from penstock_router.length_classes import LengthClasses
 from penstock_router.policies import Policy, Query, policy_named
 from penstock_router.residuals import TtftResiduals
+from penstock_router.turn_order import Need, longest_first, tightest_first
 
 __all__ = ["Ask", "Booking", "Held", "Options", "Scheduler"]
 
@@ -59,6 +60,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int | None = None
     """Exactly so many tokens will come; None: not known."""
     slo: Slo = DEFAULT_SLO
+    waited_s: float = 0.0
+    """Seconds of the TTFT target that are over already."""
     undivided: bool = False
     """Place on one endpoint that prefills and decodes (no connector, or after a failed prefill leg)."""
     capability: str = "chat"
@@ -75,7 +78,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     shortlist: int = 16
     """Most endpoints per role that are paired with one another, 4..64."""
     longest_first: bool = True
-    """Place the asks of one turn longest prompt first where endpoints also decode."""
+    """Place the asks of one turn in the order of `turn_order`; False: as they came."""
 
     def __post_init__(self) -> None:
         if not 4 <= self.shortlist <= 64:
@@ -84,6 +87,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 _NO_SLOTS = np.zeros(0, np.uint16)
 _NO_CHUNKS = np.zeros(0, np.int32)
+_LEAST_SPARE_S = 0.05
+"""Costs are shares of what is left of the TTFT target, taken as at least this."""
 _MOST_COHORTS = 256
 """Kept cohorts; client-chosen adapter names must not make them grow for ever."""
 
@@ -148,20 +153,30 @@ class Scheduler:
             if (endpoint := self.beliefs.endpoints[row]) is not None and not endpoint.draining and row not in self._told_draining
         }
 
-    def place(self, asks: Sequence[Ask], now: float) -> list[Booking | None]:
-        """Place the asks of one turn, booking as it goes. None where no endpoint qualifies. Same order as `asks`.
+    def order(self, asks: Sequence[Ask]) -> Sequence[int]:
+        """In which order the asks of one turn should be placed and sent: their indices. See `turn_order`."""
+        if len(asks) == 1 or not self._options.longest_first:
+            return range(len(asks))
+        cohorts = [self._cohort(ask) for ask in asks]
+        if any(len(cohort.wholes) for cohort in cohorts):
+            return longest_first([ask.prompt_tokens for ask in asks])
+        workers = max(len(cohort.prefills) for cohort in cohorts)
+        return tightest_first([self._need(ask, cohort) for ask, cohort in zip(asks, cohorts, strict=True)], workers)
 
-        Longest prompt first where endpoints also decode, in order of arrival in a dedicated prefill pool.
-        """
-        if len(asks) == 1:
-            return [self._place(asks[0], now)]
-        order = list(range(len(asks)))
-        if self._options.longest_first:
-            order.sort(key=lambda at: -asks[at].prompt_tokens if len(self._cohort(asks[at]).wholes) else 0)
-        placed: list[Booking | None] = [None] * len(asks)
-        for at in order:
-            placed[at] = self._place(asks[at], now)
-        return placed
+    def _need(self, ask: Ask, cohort: Cohort) -> Need:
+        if not len(cohort.prefills):
+            return Need(0.0, 0.0)
+        r, rows = int(cohort.prefills[0]), self.beliefs.rows
+        chunks = max(ask.hits_by_id.values(), default=0) if ask.hits_by_id else 0
+        if ask.hits is not None and len(ask.hits.chunks):
+            chunks = max(chunks, int(ask.hits.chunks.max()))
+        new = max(1.0, ask.prompt_tokens - chunks * ask.tokens_per_chunk)
+        alone_s = float(kernel.through_s(rows, r, new, rows[r, PASS_TOKENS], 0.0))
+        return Need(alone_s, ask.slo.ttft_s - ask.waited_s - alone_s - ask.prompt_tokens * float(rows[r, TRANSFER_TOKEN]))
+
+    def place(self, asks: Sequence[Ask], now: float) -> list[Booking | None]:
+        """Place the asks of one turn one after the other, booking as it goes. None where no endpoint qualifies."""
+        return [self._place(ask, now) for ask in asks]
 
     def _place(self, ask: Ask, now: float) -> Booking | None:
         cohort = self._cohort(ask)
@@ -222,7 +237,8 @@ class Scheduler:
         prompt, output = max(1, ask.prompt_tokens), ask.output_tokens
         if output is None:
             output = self.lengths.expected_tokens(ask.length_class, ask.max_tokens)
-        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, slo.ttft_s, slo.itl_s, self._residuals.sigma, prompt + output)
+        spare_s, off = max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s), self._residuals
+        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, off.sigma, prompt + output, off.slip_s)
         query.seed = self._rng.getrandbits(32)
         query.explain = ask.explain
         hits = ask.hits

@@ -50,14 +50,16 @@ class Turn:
         waiting, self._waiting = self._waiting, []
         now, started_s = loop.time(), perf_counter()
         try:
-            bookings = self._scheduler.place(asks, now)
+            order = self._scheduler.order(asks)
+            bookings = self._scheduler.place([asks[at] for at in order], now)
         except Exception as error:  # noqa: BLE001  raised again where each request awaits its place
             for placed in waiting:
                 if not placed.done():
                     placed.set_exception(error)
             return
         each_s = (perf_counter() - started_s) / len(asks)
-        for placed, booking in zip(waiting, bookings, strict=True):
+        for at, booking in zip(order, bookings, strict=True):  # whoever is told first sends first
+            placed = waiting[at]
             self._decision_s.observe(each_s)
             if not placed.done():
                 placed.set_result(booking)

@@ -118,7 +118,9 @@ class Cluster:
 
     def _place(self, requests: list[int], now: float, excluded: frozenset[str]) -> None:
         asks = [self._ask(request, now, excluded) for request in requests]
-        for request, booking in zip(requests, self._scheduler.place(asks, now), strict=True):
+        order = self._scheduler.order(asks)
+        for at, booking in zip(order, self._scheduler.place([asks[at] for at in order], now), strict=True):
+            request = requests[at]
             if booking is None:
                 self._end(request, Outcome.NO_ENDPOINT, now)
                 continue

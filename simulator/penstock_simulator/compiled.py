@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from penstock_core import profile
-from penstock_router import columns, kernel
+from penstock_router import kernel
 from penstock_router.machine_code import Compiler
 
 _OWN = ("compiled", "engine_model", "fleet", "kv_cache", "workload")
 
-compiled = Compiler(*(Path(__file__).with_name(f"{name}.py") for name in _OWN), profile, columns, kernel)
+compiled = Compiler(*(Path(__file__).with_name(f"{name}.py") for name in _OWN), *kernel.SOURCES)
 compiled_part = compiled.part

@@ -1,12 +1,14 @@
 """Builders for scheduling tests, and the fixture that runs a test on the compiled and on the plain kernel."""
 
-import importlib.util
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from random import Random
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import penstock_router
 import pytest
 from penstock_core.endpoint import Endpoint, Role, WorkerRecord
 from penstock_core.profile import DecodePiece, EngineProfile
@@ -84,11 +86,13 @@ def build() -> type[Builders]:
 
 def _plain() -> ModuleType:
     """The kernel's text, loaded as where numba is not installed."""
-    spec = importlib.util.spec_from_file_location("plain_kernel", kernel.__file__)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert not module.COMPILED
+    loaded = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(kernel.__name__)}
+    module = importlib.import_module(kernel.__name__)
+    for name in [name for name in sys.modules if name.startswith(kernel.__name__)]:
+        del sys.modules[name]
+    sys.modules.update(loaded)
+    penstock_router.kernel = kernel
+    assert module is not kernel and not module.COMPILED
     return module
 
 

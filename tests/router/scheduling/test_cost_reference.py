@@ -30,6 +30,16 @@ class Stream:
 
 
 @dataclass
+class Prompt:
+    """One that waits; `behind` tokens were booked after it."""
+
+    behind: int
+    due_s: float
+    target_s: float
+    cell: int = -1
+
+
+@dataclass
 class Worker:
     """Beliefs of one worker, in the letters of the design."""
 
@@ -40,7 +50,7 @@ class Worker:
     t_e: float
     streams: list[Stream] = field(default_factory=list)
     held_chunks: int = 0
-    prompts: int = 0
+    prompts: list[Prompt] = field(default_factory=list)
     foreign_streams: int = 0
     foreign_context: int = 0
 
@@ -64,7 +74,12 @@ def short(k: float, most: float) -> float:
     return 1.0 if k > most else TABLE[min(math.ceil(k), len(TABLE) - 1)]
 
 
-def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, sigma: float, divided: bool) -> dict[str, float]:
+def missed(ttft: float, spare: float) -> float:
+    """With the deviation that is believed before anything is measured."""
+    return 0.5 * math.erfc((spare - ttft) / (math.sqrt(2) * math.hypot(0.02, 0.03 * ttft)))
+
+
+def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, divided: bool) -> dict[str, float]:
     profile = worker.profile
     h = min(math.floor(worker.held_chunks * chunk_tokens), n - 1)
     u = n - h
@@ -88,16 +103,20 @@ def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, sigma: floa
         before, after = 1 + stall / room, 1 + (stall + delta) / room
         more = max(0.0, short(after, one.most) - short(max(one.tokens, before), one.most))
         others += more / max(0.001, 1 - short(one.tokens, one.most))
-    if worker.prompts and slo.itl_s > itl:  # they wait: streams by the time the newcomer has passes of its own
-        budget = max(1, profile.pass_tokens - worker.b)
-        shared = min(waiting + u, math.ceil(waiting / budget) * budget)
-        rest = worker.through(waiting + u) - worker.through(shared)
-        others += worker.prompts * short(1 + rest / (slo.itl_s - itl), math.inf)
+    budget = max(1, profile.pass_tokens - worker.b)
+    joined = left + worker.through(min(waiting + u, math.ceil(waiting / budget) * budget))
+    rest = left + worker.through(waiting + u) - joined
+    for prompt in worker.prompts:
+        if prompt.behind < waiting % budget:  # it ends in the pass that the newcomer fills up
+            spare = prompt.due_s - NOW
+            others += max(0.0, missed(joined, spare) - missed(left + worker.through(waiting), spare))
+        if prompt.target_s > itl and rest > 0:  # a stream by the time the newcomer has passes of its own
+            others += short(1 + rest / (prompt.target_s - itl), math.inf)
     if worker.foreign_streams and slo.itl_s > itl:
         k = min(math.ceil(1 + delta / (slo.itl_s - itl)), len(TABLE) - 1)
         mean = sum(1 - TABLE[i] for i in range(1, len(TABLE)))
         others += worker.foreign_streams * sum(TABLE[k] - TABLE[g] for g in range(k)) / mean
-    own = 0.5 * math.erfc((slo.ttft_s - ttft) / (math.sqrt(2) * sigma * ttft))
+    own = missed(ttft, slo.ttft_s)
     itl_miss = 0.0 if divided else float(itl > slo.itl_s)
     work = profile.prefill_s(u, h) / slo.ttft_s
     cost = ttft / slo.ttft_s + own + others + itl_miss + work
@@ -131,7 +150,9 @@ def workers(draw: st.DrawFn, decoding: bool) -> Worker:
         worker.U, worker.t_e = draw(st.integers(1, 30_000)), NOW + draw(st.sampled_from([0.0, 0.004]))
     elif kind == "all computed":
         worker.U = worker.D = draw(st.integers(1, 9_000))
-    worker.prompts = draw(st.integers(0, 5)) if worker.U else 0
+    targets = [0.025, 0.05, 0.2] if decoding else [math.inf]
+    waits = st.builds(Prompt, st.integers(0, worker.U), st.floats(NOW - 1.0, NOW + 5.0), st.sampled_from(targets))
+    worker.prompts = draw(st.lists(waits, max_size=5)) if worker.U else []
     return worker
 
 
@@ -141,11 +162,14 @@ def believe(scheduler, row: int, worker: Worker) -> None:
     cells[col.BOOKED], cells[col.COMPUTED], cells[col.PASSING], cells[col.PASS_START_S] = worker.U, worker.D, worker.X, worker.t_e
     cells[col.STREAMS], cells[col.CONTEXT] = len(worker.streams), sum(one.context for one in worker.streams)
     cells[col.FOREIGN_STREAMS], cells[col.FOREIGN_CONTEXT] = worker.foreign_streams, worker.foreign_context
-    cells[col.PROMPTS] = worker.prompts
+    cells[col.PROMPTS], cells[col.EVER] = len(worker.prompts), 1_000_000 + worker.U
     for one in worker.streams:
         beliefs.open_cell(row, one, one.first_s, one.target_s, one.most, col.EVERYTHING)
         beliefs.cells[one.cell + col.LAST_S] = one.last_s
         beliefs.cells[one.cell + col.TOKENS] = one.tokens
+    for prompt in worker.prompts:
+        beliefs.open_prompt(row, prompt, prompt.due_s, prompt.target_s, math.inf, col.EVERYTHING)
+        beliefs.cells[prompt.cell + col.END_TOKENS] -= prompt.behind
 
 
 @pytest.mark.parametrize("divided", [False, True])
@@ -164,7 +188,7 @@ def test_the_kernel_computes_the_formulas(build, divided, data):
     expected = {}
     for i, worker in enumerate(believed):
         believe(scheduler, scheduler._row_of_id[f"w{i}"], worker)
-        expected[f"w{i}"] = reference(worker, n, chunk_tokens, slo, 0.1, divided)
+        expected[f"w{i}"] = reference(worker, n, chunk_tokens, slo, divided)
     hits = build.Hits({i + 3: one.held_chunks for i, one in enumerate(believed)})
     ask = build.ask(n, slo=slo, hits=hits, tokens_per_chunk=chunk_tokens, explain=True)
     placement = scheduler.place([ask], NOW)[0].placement
@@ -189,7 +213,7 @@ def test_looking_at_fewer_streams_changes_no_choice(build, data):
     for i, worker in enumerate(believed):
         worker.held_chunks = 0
         believe(scheduler, scheduler._row_of_id[f"w{i}"], worker)
-    expected = [reference(one, n, 64.0, slo, 0.1, False)["cost"] for one in believed]
+    expected = [reference(one, n, 64.0, slo, False)["cost"] for one in believed]
     taken = scheduler.place([build.ask(n, slo=slo)], NOW)[0].placement.decode
     assert expected[int(taken.id[1:])] == pytest.approx(min(expected), rel=1e-9, abs=1e-12)
 

@@ -1,11 +1,13 @@
 """Who may be chosen, by every policy; order within a turn; pairs, fallback and binding of the decode side."""
 
 from collections import Counter
+from random import Random
 
 import pytest
 from penstock_core.endpoint import Load, Role
 from penstock_core.slo import Slo
 from penstock_router.policies import POLICIES
+from penstock_router.scheduling import Options, Scheduler
 
 pytestmark = pytest.mark.usefixtures("each_kernel")
 every_policy = pytest.mark.parametrize("policy", POLICIES)
@@ -60,20 +62,43 @@ def test_exact_ties_are_random_and_even(build, policy):
     assert min(seen.values()) > 60
 
 
-def test_a_turn_is_placed_longest_prompt_first_and_answered_in_order(build):
+def test_a_turn_is_ordered_longest_prompt_first_where_workers_also_decode(build):
     """Three prompts, two workers: the two longest get a worker each, the short one joins the less loaded."""
     scheduler = build.scheduler([build.endpoint("a"), build.endpoint("b")])
-    short, long, middle = scheduler.place([build.ask(100), build.ask(900), build.ask(800)], 0.0)
+    asks = [build.ask(100), build.ask(900), build.ask(800)]
+    assert list(scheduler.order(asks)) == [1, 2, 0]
+    long, middle, short = scheduler.place([asks[at] for at in scheduler.order(asks)], 0.0)
     assert [one.placement.ttft_s for one in (long, middle, short)] == pytest.approx([0.100, 0.090, 0.100])
     assert short.placement.decode.id == middle.placement.decode.id != long.placement.decode.id
 
 
-def test_a_dedicated_prefill_pool_is_placed_in_order_of_arrival(build):
-    """The first ask has the idle worker to itself although the second is longer."""
-    scheduler = build.scheduler([build.endpoint("p", Role.PREFILL), build.endpoint("d", Role.DECODE)])
-    first, second = scheduler.place([build.ask(100), build.ask(800)], 0.0)
-    assert first.placement.ttft_s < second.placement.ttft_s
-    assert first.placement.ttft_s == pytest.approx(0.020 + 100 * 1e-6)  # and the transfer: 1,000 bytes a token at 1 GB/s
+def test_a_dedicated_prefill_pool_takes_the_shortest_first_but_for_those_that_cannot_wait(build):
+    """Alone 110 ms and 100 ms a thousand tokens; the hand-over 1 ms a thousand. The fourth ask misses its target anyhow."""
+    scheduler = build.scheduler([build.endpoint("p", Role.PREFILL, slot=1), build.endpoint("d", Role.DECODE)])
+    tight, late = Slo(ttft_s=0.13), Slo(ttft_s=0.05)
+    asks = [build.ask(700), build.ask(300), build.ask(1_000, slo=tight), build.ask(900, slo=late)]
+    assert list(scheduler.order(asks)) == [2, 1, 0, 3]
+    cached = build.ask(700, hits=build.Hits({1: 10}))  # 60 tokens are left
+    assert list(scheduler.order([asks[1], cached])) == [1, 0]
+    assert list(scheduler.order([asks[0], build.ask(1_000, slo=Slo(ttft_s=0.15), waited_s=0.02)])) == [1, 0]
+
+
+def test_a_turn_is_left_as_it_came_where_that_is_asked_for(build):
+    """The calibration replays a system that places in order of arrival."""
+    scheduler = Scheduler("target-misses", rng=Random(1), options=Options(longest_first=False))
+    scheduler.set_endpoints([build.endpoint("a")], 0.0)
+    assert list(scheduler.order([build.ask(100), build.ask(900)])) == [0, 1]
+
+
+def test_a_prompt_is_kept_out_of_a_pass_that_must_not_become_longer(build):
+    """900 tokens fit their target by 3 ms: 90 more in the same pass would miss it, so they go to the busier worker."""
+    scheduler = build.scheduler([build.endpoint("a"), build.endpoint("b")])
+    tight = scheduler.place([build.ask(900, slo=Slo(ttft_s=0.103))], 0.0)[0]
+    scheduler._residuals.slip_s = 0.002
+    other = scheduler.place([build.ask(950, slo=Slo(ttft_s=10.0))], 0.0)[0]
+    assert other.placement.decode.id != tight.placement.decode.id
+    third = scheduler.place([build.ask(40, slo=Slo(ttft_s=10.0))], 0.0)[0]
+    assert third.placement.decode.id == other.placement.decode.id
 
 
 @every_policy
