@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,7 +26,30 @@ class _Answer(msgspec.Struct):
     choices: list[_Choice] = []
 
 
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Counted(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class Counts(NamedTuple):
+    """An engine's own count of one prompt; `cached_tokens` is None where it does not say."""
+
+    prompt_tokens: int
+    cached_tokens: int | None
+
+
 _decode = msgspec.json.Decoder(_Answer).decode
+_decode_counted = msgspec.json.Decoder(_Counted).decode
+_COUNTED_PIECES = 3
+"""Usage stands in the last piece but the end mark."""
 
 
 def answer_text(pieces: Sequence[bytes], *, streamed: bool) -> str | None:
@@ -48,3 +71,18 @@ def answer_text(pieces: Sequence[bytes], *, streamed: bool) -> str | None:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return "".join(texts) if finished else None
+
+
+def answer_counts(pieces: Sequence[bytes], *, streamed: bool) -> Counts | None:
+    """What an answer's usage says of its prompt; None for an answer without usage."""
+    whole = b"".join(pieces[-_COUNTED_PIECES:])
+    events = [event[6:] for event in whole.split(b"\n\n") if event.startswith(b"data: {") and b'"usage"' in event] if streamed else [whole]
+    for event in reversed(events):
+        try:
+            usage = _decode_counted(event).usage
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        if usage is not None and usage.prompt_tokens:
+            details = usage.prompt_tokens_details
+            return Counts(usage.prompt_tokens, None if details is None else details.cached_tokens)
+    return None

@@ -4,6 +4,7 @@
 environment or from files, and are never printed. Nothing else in this package reads the environment.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from penstock_core.prompt import DEFAULT_CHUNK_BYTES
 from penstock_process.secrets import CHUNK_SECRET, FLEET_TOKEN, REDIS_URL, Unprinted, parse_chunk_secret, read_secret
 from penstock_process.settings import LOG_LEVELS, ConfigError, check_one_of, check_ranges, load_settings
 
-ENGINES = ("sim",)
+ENGINES = ("sim", "vllm")
+CONNECTORS = ("nixl", "mooncake", "none")
+
+
+_ZMQ_RE = re.compile(r"tcp://[^/\s*]+:[0-9]{1,5}")
 
 
 class WorkerSecrets(Unprinted, frozen=True):
@@ -62,8 +67,27 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     start_delay_s: float = 0.0
     """`sim` only: how long the engine takes to come up."""
     transfer_host: str = "127.0.0.1"
-    """`sim` only: where decode workers reach this one's blocks."""
+    """Where decode workers reach this one's blocks."""
     transfer_port: int = 0
+    """0: any free one."""
+    connector: str = "nixl"
+    """`vllm` only: how KV goes from prefill to decode workers; `sim` always speaks `nixl`."""
+    model_folder: str = ""
+    """`vllm` only: folder with weights, tokenizer.json and chat template."""
+    engine_python: str = ""
+    """`vllm` only: interpreter of the environment that has vLLM; empty: `python3`."""
+    engine_args: tuple[str, ...] = ()
+    """`vllm` only: further words for vLLM; they win over Penstock's."""
+    engine_env: dict[str, str] = {}
+    """`vllm` only: further environment of vLLM. No secrets: settings are written to files and logs."""
+    engine_url: str = ""
+    """`vllm` only: `http://host:port` of a vLLM that already runs, instead of starting one."""
+    engine_kv_events: str = ""
+    """`vllm` only: `tcp://host:port` where the running vLLM publishes KV events; empty: its cache stays unknown."""
+    engine_kv_replay: str = ""
+    """`vllm` only: `tcp://host:port` where it replays them; empty: the port after `engine_kv_events`' own."""
+    engine_start_s: float = 900.0
+    """`vllm` only: how long the engine may take to come up."""
     kv_claim_seconds: float = 30.0
     """How long the KV of a finished prefill waits for its decode worker."""
     kv_generation: str = ""
@@ -88,6 +112,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
         check_one_of("engine", self.engine, ENGINES)
+        check_one_of("connector", self.connector, CONNECTORS)
         check_one_of("log_level", self.log_level, LOG_LEVELS)
         if not self.id or not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in self.id):
             raise ConfigError(f"id is {self.id!r}; allowed: letters, digits, '.', '_' and '-', at least one")
@@ -96,6 +121,19 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.advertise_url and not self.advertise_url.startswith(("http://", "https://")):
             raise ConfigError(f"advertise_url is {self.advertise_url!r}; allowed: http://host:port or https://host:port")
         self.timing()
+        if self.engine == "vllm":
+            self._check_vllm()
+
+    def _check_vllm(self) -> None:
+        if not self.model_folder and not self.engine_url:
+            raise ConfigError("model_folder is ''; allowed with engine vllm: the model's folder, or engine_url of a running vLLM")
+        if self.engine_url and not self.engine_url.startswith(("http://", "https://")):
+            raise ConfigError(f"engine_url is {self.engine_url!r}; allowed: http://host:port or https://host:port")
+        for name, address in (("engine_kv_events", self.engine_kv_events), ("engine_kv_replay", self.engine_kv_replay)):
+            if address and not _ZMQ_RE.fullmatch(address):
+                raise ConfigError(f"{name} is {address!r}; allowed: tcp://host:port")
+            if address and not self.engine_url:
+                raise ConfigError(f"{name} is {address!r}; allowed only with engine_url: an engine that we start publishes where we say")
 
     def timing(self) -> EngineProfile:
         """The declared profile. Raises ConfigError for an unknown name."""
@@ -131,6 +169,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "transfer_port": (0, 65_535, ""),
     "kv_claim_seconds": (0.01, 3_600, "seconds"),
     "chunk_bytes": (32, 65_536, "bytes"),
+    "engine_start_s": (1, 86_400, "seconds"),
     "drain_s": (0, 86_400, "seconds"),
     "body_bytes": (1_024, 1 << 30, "bytes"),
     "connections": (1, 1_000_000, "connections"),

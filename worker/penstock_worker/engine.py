@@ -127,8 +127,11 @@ class Engine(Protocol):
         Raises BadInput (the client's fault, 400), Refused (cannot start now), TransferFailed (KV could not be pulled).
         """
 
-    def render(self, path: str, body: bytes) -> Rendering:
-        """Tokens and offsets of a request's prompt. Raises BadInput. May take milliseconds: not for the event loop when long."""
+    def render(self, path: str, body: bytes) -> Rendering | None:
+        """Tokens and offsets of a request's prompt; None where they cannot be told (images, a template of the client's own).
+
+        Raises BadInput. May take milliseconds: not for the event loop when long.
+        """
 
     def load(self) -> Load:
         """As of now; cheap."""
@@ -141,6 +144,9 @@ class Engine(Protocol):
 
     def metrics_text(self) -> str:
         """The engine's own metrics in Prometheus text form, under vLLM's names (protocol.md §3)."""
+
+    async def died(self) -> str:
+        """Returns, with the reason, once a started engine can serve no longer though nobody stopped it. Cancel it freely."""
 
     async def stop(self) -> None:
         """End everything that `start` began; running answers end with AnswerCut."""

@@ -72,6 +72,7 @@ class Host:
         self._publishing = await self._join(record, self.load, self._metrics)
         rules = ChainRules(self._secrets.chunk_secret, self.config.chunk_bytes, info.block_tokens)
         self._follower = KvFollower(self._engine, info, rules, self._publishing, inline_body_bytes=self.config.inline_body_bytes)
+        self._metrics.watch_agreement(self._follower.agreement)
         self._answering = Answering(
             self._engine,
             info,
@@ -108,6 +109,10 @@ class Host:
         if on_drained is not None:
             self._draining.add_done_callback(lambda _: on_drained())
 
+    async def died(self) -> str:
+        """Returns, with the reason, once the engine can serve no longer though nobody stopped it."""
+        return await self._engine.died()
+
     async def stop(self) -> None:
         """Leave the registry and end everything; what still runs is cut."""
         if self._draining is not None:
@@ -137,6 +142,7 @@ class Host:
             profile=config.profile,
             generation=self._generation,
             restarts=config.restarts,
+            exact=self._info is None or (self._info.exact and (self._follower is None or self._follower.agreement.exact)),
         )
 
     @property

@@ -8,15 +8,16 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from itertools import count, pairwise
 from typing import Protocol
 
 import msgspec
 from penstock_core.errors import BadInput
 from penstock_core.kv_events import KvState
 
-from penstock_worker.answer_text import answer_text
+from penstock_worker.answer_text import answer_counts, answer_text
 from penstock_worker.engine import BlockEvent, Engine, EngineCall, EngineInfo
+from penstock_worker.kv_agreement import Agreement, Told
 from penstock_worker.kv_chain import CHAT_PATH, TEXT_PATH, Chain, ChainRules, chain_of, extended_chain, next_turn
 from penstock_worker.kv_translate import Translator
 
@@ -26,6 +27,8 @@ BLOCKS_KEPT_FACTOR = 4
 """Nodes of the translator's tree for each block that the engine can hold."""
 MOST_ANSWERS_WAITING = 64
 """Answers whose text waits to be laid out; beyond, an answer's text is not followed (its next turn is found one turn later)."""
+_PULLED = b'"kv_transfer_params"'
+"""Bodies with it may count fetched tokens as cached ones."""
 _UNREADABLE = (msgspec.MsgspecError, UnicodeError, ValueError, TypeError, KeyError, OverflowError)
 
 
@@ -47,6 +50,8 @@ class KvFollower:
     def __init__(self, engine: Engine, info: EngineInfo, rules: ChainRules, publishing: Publishing, *, inline_body_bytes: int) -> None:
         self.translator = Translator(rules, max_blocks=BLOCKS_KEPT_FACTOR * max(64, info.kv_total_tokens // info.block_tokens))
         self.untold = 0
+        self.agreement = Agreement()
+        self._told: dict[str, Told] = {}
         self._engine = engine
         self._rules = rules
         self._adapters = frozenset(info.adapters)
@@ -81,6 +86,10 @@ class KvFollower:
             return None
         name = str(next(self._numbers))
         self.translator.begin(name, chain)
+        if _PULLED not in call.body:
+            widest = max((after - before for before, after in pairwise([0, *chain.tokens_at])), default=0)
+            slack = widest + self._rules.block_tokens
+            self._told[name] = Told(chain.tokens, self.translator.held_tokens(name), slack)
         self._changed()
         return name
 
@@ -88,8 +97,16 @@ class KvFollower:
         """Leading chunks of the prompt that the engine's `hit_tokens` cover."""
         return 0 if name is None else self.translator.hit_chunks(name, hit_tokens)
 
+    def _compare(self, name: str, pieces: Sequence[bytes], streamed: bool) -> None:
+        """Before the answer's own blocks are followed: the engine's counts beside ours."""
+        told = self._told.pop(name, None)
+        counts = None if told is None else answer_counts(pieces, streamed=streamed)
+        if told is not None and counts is not None and not self.agreement.compare(told, counts.prompt_tokens, counts.cached_tokens):
+            log.debug("counts disagree", extra={"facts": {"told": msgspec.to_builtins(told), "counted": counts._asdict()}})
+
     def finish(self, name: str, call: EngineCall, model: str, pieces: Sequence[bytes], *, streamed: bool) -> None:
         """The answer went out whole: follow its text too, in the background."""
+        self._compare(name, pieces, streamed)
         if self.pending >= MOST_ANSWERS_WAITING:
             self.untold += 1
             self.forget(name)
@@ -101,6 +118,7 @@ class KvFollower:
     def forget(self, name: str | None) -> None:
         """The request ended without a whole answer."""
         if name is not None:
+            self._told.pop(name, None)
             self.translator.forget(name)
             self._changed()
 
@@ -134,6 +152,8 @@ class KvFollower:
 
     def _chain(self, call: EngineCall, adapter: str) -> Chain | None:
         rendering = self._engine.render(call.path, call.body)
+        if rendering is None:
+            return None
         try:
             return chain_of(call.path, call.body, rendering, self._rules, salt=call.salt, adapter=adapter)
         except _UNREADABLE as error:
@@ -163,6 +183,8 @@ class KvFollower:
             return None
         try:
             rendering = self._engine.render(call.path, following)
+            if rendering is None:
+                return None
             return extended_chain(call.path, following, rendering, self._rules, salt=call.salt, adapter=adapter)
         except (BadInput, *_UNREADABLE) as error:  # BadInput: the conversation is longer than the model's context now
             log.debug("an answer cannot be followed: %s", error)

@@ -113,6 +113,22 @@ class Translator:
         call = self._calls.get(call_id)
         return 0 if call is None else bisect_right(call.tokens_at, hit_tokens)
 
+    def held_tokens(self, call_id: str) -> int:
+        """Leading tokens of the call's prompt whose blocks are held now, as far as its chunks reach."""
+        call = self._calls.get(call_id)
+        block: _Block | None = None if call is None else call.leaf
+        while block is not None and not block.live:
+            block = block.parent
+        depth = 0
+        while block is not None and block.parent is not None:
+            depth, block = depth + 1, block.parent
+        return depth * self.rules.block_tokens
+
+    def prompt_tokens(self, call_id: str) -> int:
+        """Of a call that has begun; 0 for an unknown one."""
+        call = self._calls.get(call_id)
+        return 0 if call is None else call.tokens
+
     def room_tokens(self, call_id: str) -> int:
         """Output tokens that fill the block in which the call's prompt ended; fewer of them leave nothing new to follow."""
         call = self._calls.get(call_id)

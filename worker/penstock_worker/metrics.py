@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from penstock_worker.engine import Handover
+from penstock_worker.kv_agreement import Agreement
 
 REFUSALS = ("full", "draining", "epoch", "kv")
 
@@ -29,6 +30,10 @@ class WorkerMetrics:
     def watch_handover(self, handover: Callable[[], Handover]) -> None:
         """Export what the engine says of KV handed over; asked at each scrape."""
         self.registry.register(HandoverCollector(handover))
+
+    def watch_agreement(self, agreement: Agreement) -> None:
+        """Export how far the followed counts agree with the engine's; asked at each scrape."""
+        self.registry.register(AgreementCollector(agreement))
 
     def watch_publish_lag(self, lag_s: Callable[[], float]) -> None:
         """Export how far the index is behind; asked at each scrape."""
@@ -60,3 +65,21 @@ class HandoverCollector(Collector):
         moved.add_metric(["pulled"], now.pulled_bytes)
         moved.add_metric(["served"], now.served_bytes)
         yield moved
+
+
+class AgreementCollector(Collector):
+    """The follower's comparisons, read at each scrape."""
+
+    def __init__(self, agreement: Agreement) -> None:
+        self._agreement = agreement
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        row = metric_names.WORKER_COMPARED
+        yield CounterMetricFamily(row.name.removesuffix("_total"), row.help, self._agreement.compared)
+        row = metric_names.WORKER_DISAGREED
+        differ = CounterMetricFamily(row.name.removesuffix("_total"), row.help, labels=row.labels)
+        differ.add_metric(["tokens"], self._agreement.token_disagreements)
+        differ.add_metric(["hits"], self._agreement.hit_disagreements)
+        yield differ
+        row = metric_names.WORKER_EXACT
+        yield GaugeMetricFamily(row.name, row.help, float(self._agreement.exact))

@@ -44,16 +44,26 @@ class WorkerActor:
         self._secrets = load_secrets(secrets)
         logs.configure(self._config.log_level, Path(log_path).open("a", encoding="utf-8"))  # noqa: SIM115 -- for the process's life
         self._host: Any = None
+        self._dying: Any = None
 
     async def start(self) -> tuple[int, str]:
         """Process id and URL, once the worker is ready."""
         self._host = build_host(self._config, self._secrets)
         await self._host.start()
+        self._dying = asyncio.create_task(self._end_with_engine(), name="died")
         return os.getpid(), str(self._host.url)
+
+    async def _end_with_engine(self) -> None:
+        """The fleet restarts a worker whose process is gone."""
+        why = await self._host.died()
+        log.error("the engine is dead, and this worker ends", extra={"facts": {"why": why}})
+        await self._host.stop()
+        os._exit(1)
 
     async def stop(self) -> None:
         """Drain, and end the worker."""
         if self._host is not None:
+            self._dying.cancel()
             self._host.drain()
             await self._host.drained.wait()
             await self._host.stop()

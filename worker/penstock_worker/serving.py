@@ -7,6 +7,7 @@ import asyncio
 import signal
 from pathlib import Path
 
+from penstock_core.errors import PenstockError
 from penstock_dataplane.loop import run
 from penstock_process import logs
 from penstock_process.system import end_with_parent, raise_open_files
@@ -17,12 +18,16 @@ from penstock_worker.host import Host
 
 
 def serve_worker(config: WorkerConfig, secrets: WorkerSecrets) -> None:
-    """Serve until a signal or a drain ends it. Raises OSError for an address that cannot be had."""
+    """Serve until a signal or a drain ends it. Raises OSError for an address that cannot be had, EngineDied for a dead engine."""
     logs.configure(config.log_level)
     if config.parent_pid:
         end_with_parent(config.parent_pid)
     raise_open_files(config.connections)
     run(_serve(config, secrets))
+
+
+class EngineDied(PenstockError):
+    """The engine can serve no longer; whoever runs this worker starts it again, under a new epoch."""
 
 
 async def _serve(config: WorkerConfig, secrets: WorkerSecrets) -> None:
@@ -40,7 +45,10 @@ async def _serve(config: WorkerConfig, secrets: WorkerSecrets) -> None:
         starting.result()
         if config.announce_path:
             announce(Path(config.announce_path), host.url)
-        await ended.wait()
+        await asyncio.wait((ending, dying := asyncio.create_task(host.died(), name="died")), return_when=asyncio.FIRST_COMPLETED)
+        dying.cancel()
+        if not ended.is_set():
+            raise EngineDied(dying.result())
     finally:
         for task in (starting, ending):
             task.cancel()

@@ -27,6 +27,8 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     generation: str
     """What KV bytes depend on."""
     restarts: int = 0
+    exact: bool = True
+    """False once the engine's own counts have disagreed too often with what the worker follows."""
 
 
 _decoder = msgspec.json.Decoder(WorkerState)

@@ -92,6 +92,13 @@ class SimEngine:
             adapters=self.config.adapters,
         )
 
+    async def died(self) -> str:
+        """See Engine.died: when its passes end by an error of ours."""
+        if self._runner is None:
+            raise RuntimeError("the engine has not been started")
+        await asyncio.wait((self._runner,))
+        return "the simulated engine's passes have ended"
+
     async def stop(self) -> None:
         """End every answer with AnswerCut, then the engine."""
         runner, self._runner = self._runner, None

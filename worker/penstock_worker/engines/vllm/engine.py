@@ -1,0 +1,318 @@
+"""VllmEngine: a vLLM server behind the engine contract, as our child or adopted.
+
+The worker's host uses it through the Engine Protocol. Calls go to vLLM over loopback HTTP as the client wrote them; KV events come
+over ZeroMQ; health and metrics are asked once a second. It notices an engine core that died behind a live HTTP port.
+"""
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from penstock_core.endpoint import Load
+from penstock_core.errors import Refused, TransferFailed
+from penstock_dataplane.client import Client, ClientLimits, Origin
+from penstock_dataplane.errors import UpstreamError
+
+from penstock_worker.engine import BlockEvent, EngineAnswer, EngineCall, EngineInfo, Handover, Rendering
+from penstock_worker.engines.vllm.answers import EngineFailed, VllmAnswer
+from penstock_worker.engines.vllm.bodies import Wish, read_wish, with_salt
+from penstock_worker.engines.vllm.chat_template import CannotRender
+from penstock_worker.engines.vllm.child import Child
+from penstock_worker.engines.vllm.command import Ports, command, environment
+from penstock_worker.engines.vllm.config import VllmConfig
+from penstock_worker.engines.vllm.facts import engine_info
+from penstock_worker.engines.vllm.ports import free_ports
+from penstock_worker.engines.vllm.rendering import PromptRenderer, renderer_of
+from penstock_worker.engines.vllm.scrape import Gauges, read_gauges
+from penstock_worker.engines.vllm.subscriber import Subscriber
+from penstock_worker.worker_host import StartFailed
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+_LOOK_TIMEOUT_S = 5.0
+_MOST_MISSES = 3
+"""Looks that may fail in a row; a child that has ended is noticed at the first."""
+_METRICS_BYTES = 16 << 20
+_JSON = (b"content-type", b"application/json")
+
+
+class VllmEngine:
+    """One vLLM. State: what runs, by call; the last scrape."""
+
+    def __init__(self, config: VllmConfig) -> None:
+        self.config = config
+        self.phases: dict[str, float] = {}
+        """Seconds from the start to the end of each phase: process, weights, warm_up, first_token."""
+        self.subscriber: Subscriber | None = None
+        self.gauges = Gauges()
+        self._child: Child | None = None
+        self._client: Client | None = None
+        self._origin: Origin | None = None
+        self._renderer: PromptRenderer | None = None
+        self._info: EngineInfo | None = None
+        self._folder: str | None = None
+        self._events = ("", "")
+        self._listener: Callable[[Sequence[BlockEvent]], None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._died: asyncio.Future[str] | None = None
+        self._metrics_text = ""
+        self._waiting: dict[object, int] = {}  # call → its prompt's tokens, about
+        self._running = 0
+        self._handed_over: dict[object, tuple[float, int]] = {}  # prefill that a decode may fetch → (end, tokens)
+
+    async def start(self) -> EngineInfo:
+        """See Engine.start. Raises StartFailed."""
+        if self._client is not None:
+            raise RuntimeError("the engine has been started already")
+        began_s = time.monotonic()
+        self._died = asyncio.get_running_loop().create_future()
+        self._client = Client(ClientLimits(max_connections_per_origin=4_096))
+        try:
+            self._events = self._launch()
+            self._renderer = await asyncio.to_thread(self._read_folder)
+            await self._until_healthy(began_s)
+            self._info = await engine_info(self.config, self._get, exact=self._renderer is not None and bool(self._events[0]))
+            await self._first_token()
+        except BaseException:
+            await self.stop()
+            raise
+        self.phases = {**(self._child.phases if self._child is not None else {}), "first_token": time.monotonic() - began_s}
+        self._watching = asyncio.get_running_loop().create_task(self._watch(), name="vllm watch")
+        self._subscribe()
+        log.info("engine up", extra={"facts": {"phases_s": {name: round(at_s, 2) for name, at_s in self.phases.items()}}})
+        return self._info
+
+    async def died(self) -> str:
+        """See Engine.died."""
+        if self._died is None:
+            raise RuntimeError("the engine has not been started")
+        return await asyncio.shield(self._died)
+
+    async def stop(self) -> None:
+        """See Engine.stop."""
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.wait((watching,))
+        if self.subscriber is not None:
+            await self.subscriber.stop()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+        if self._child is not None:
+            await self._child.stop()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    async def answer(self, call: EngineCall) -> EngineAnswer:
+        """See Engine.answer."""
+        if self._client is None or self._origin is None or self._info is None or (self._died is not None and self._died.done()):
+            raise Refused("epoch" if self._info is not None else "draining")
+        wish = read_wish(call.body)
+        if len(self._waiting) >= self.config.max_waiting:
+            raise Refused("full")
+        token = object()
+        self._waiting[token] = len(call.body) // 4
+        try:
+            return await self._ask(self._client, self._origin, call, wish)
+        finally:
+            del self._waiting[token]
+
+    def render(self, path: str, body: bytes) -> Rendering | None:
+        """See Engine.render."""
+        if self._renderer is None:
+            return None
+        try:
+            return self._renderer.render(path, body)
+        except CannotRender as error:
+            log.debug("a prompt is not followed: %s", error)
+            return None
+
+    def load(self) -> Load:
+        """See Engine.load: counts are our own and of this moment, the KV of the last scrape."""
+        total = self._info.kv_total_tokens if self._info is not None else 0
+        return Load(
+            running=self._running,
+            waiting=len(self._waiting),
+            prefill_tokens=sum(self._waiting.values()),
+            kv_used_tokens=round(self.gauges.kv_usage_ratio * total),
+            kv_total_tokens=total,
+        )
+
+    def handover(self) -> Handover:
+        """See Engine.handover: a finished prefill counts as unclaimed until vLLM's own KV usage is 0, or its claim has run out."""
+        now_s = time.monotonic()
+        open_s = self.config.claim_seconds
+        self._handed_over = {one: (at_s, tokens) for one, (at_s, tokens) in self._handed_over.items() if now_s - at_s < open_s}
+        return Handover(
+            unclaimed_tokens=sum(tokens for _, tokens in self._handed_over.values()),
+            expired=int(self.gauges.expired),
+            pulled_bytes=int(self.gauges.pulled_bytes),
+        )
+
+    def on_block_events(self, listener: Callable[[Sequence[BlockEvent]], None]) -> None:
+        """See Engine.on_block_events."""
+        if self._listener is not None:
+            raise RuntimeError("block events have a listener already; allowed: one")
+        self._listener = listener
+        self._subscribe()
+
+    def metrics_text(self) -> str:
+        """See Engine.metrics_text: as of the last scrape."""
+        return self._metrics_text
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, client: Client, origin: Origin, call: EngineCall, wish: Wish) -> VllmAnswer:
+        """One call, up to its first output."""
+        try:
+            body = with_salt(call.body, call.salt) if call.salt else call.body
+        except msgspec.DecodeError:
+            body = call.body  # vLLM says what is wrong with it
+        headers = [_JSON, (b"x-request-id", call.request_id.encode())]
+        answer: VllmAnswer | None = None
+        try:
+            response = await client.request(origin, "POST", call.path, headers, body)
+            self._running += 1
+            answer = VllmAnswer(response, self._ended)
+            await answer.first_output()
+        except UpstreamError as error:
+            await _give_up(answer)
+            raise self._failed(wish, error.detail) from None
+        except EngineFailed as error:
+            await _give_up(answer)
+            raise self._failed(wish, str(error)) from None
+        except BaseException:
+            await _give_up(answer)
+            raise
+        if answer.status >= 500:
+            await _give_up(answer)
+            raise self._failed(wish, f"vLLM answered {answer.status}")
+        if wish.hands_over and answer.status == 200:
+            tokens = answer.facts.prompt_tokens if answer.facts is not None else len(call.body) // 4
+            self._handed_over[object()] = (time.monotonic(), tokens)
+        return answer
+
+    def _failed(self, wish: Wish, why: str) -> Refused | TransferFailed:
+        """Before a first output nothing is lost: prefill again where KV was to be fetched, else try another worker."""
+        log.warning("a call failed in the engine", extra={"facts": {"why": why}})
+        return TransferFailed(why) if wish.pulls else Refused("epoch")
+
+    def _subscribe(self) -> None:
+        """Listen once the engine runs and somebody wants to hear; what came before is asked for."""
+        if self._listener is not None and self._info is not None and self._events[0] and self.subscriber is None:
+            self.subscriber = Subscriber(*self._events, self._listener)
+            self.subscriber.start()
+
+    def _ended(self) -> None:
+        self._running -= 1
+
+    def _launch(self) -> tuple[str, str]:
+        """Start the child, or take the address to adopt; gives where its KV events are heard and replayed."""
+        config = self.config
+        if config.adopt_url:
+            self._origin = Origin.parse(config.adopt_url)
+            return config.adopt_events, config.adopt_replay
+        (http,) = free_ports("127.0.0.1", 1)
+        (side,) = (config.side_port,) if config.side_port else free_ports(config.side_host, 1)
+        self._folder = tempfile.mkdtemp(prefix="penstock-vllm-")  # its sockets: nobody else may open this folder
+        ports = Ports(http, side, f"ipc://{self._folder}/events", f"ipc://{self._folder}/replay")
+        self._origin = Origin("http", "127.0.0.1", http)
+        self._child = Child(config.log_path)
+        self._child.start(config.python, command(config, ports), environment(config, ports))
+        return ports.events, ports.replay
+
+    def _read_folder(self) -> PromptRenderer | None:
+        if not self.config.folder:
+            return None
+        try:
+            return renderer_of(Path(self.config.folder))
+        except CannotRender as error:
+            log.warning("prompts cannot be laid out, so this worker's prefix cache stays unknown: %s", error)
+            return None
+
+    async def _until_healthy(self, began_s: float) -> None:
+        while True:
+            if self._child is not None and self._child.ended:
+                raise StartFailed(self._child.why())
+            if await self._healthy():
+                return
+            if time.monotonic() - began_s > self.config.start_s:
+                raise StartFailed(f"vLLM is not healthy after {self.config.start_s:g} s (engine_start_s)")
+            await asyncio.sleep(0.1)
+
+    async def _first_token(self) -> None:
+        """One token, so that whatever is made at first use is made before the first client comes."""
+        body = msgspec.json.encode({"model": self.config.model, "prompt": "a", "max_tokens": 1, "temperature": 0})
+        client, origin = self._connected()
+        deadline_s = asyncio.get_running_loop().time() + self.config.start_s
+        try:
+            response = await client.request(origin, "POST", "/v1/completions", [_JSON], body, deadline_s=deadline_s)
+            said = await response.read(1 << 20)
+        except UpstreamError as error:
+            raise StartFailed(f"vLLM gave no first token: {error.detail}") from None
+        if response.status != 200:
+            raise StartFailed(f"vLLM answered its first request with {response.status}: {said[:300]!r}")
+
+    async def _watch(self) -> None:
+        """Once a second: is it healthy, and what do its metrics say. Ends when the engine is dead."""
+        misses = 0
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                misses = 0 if await self._healthy() else misses + 1
+                if self._child is not None and self._child.ended:
+                    return self._die(self._child.why())
+                if misses >= _MOST_MISSES:
+                    return self._die(f"vLLM's /health has failed {misses} times in a row")
+                await self._scrape()
+            except Exception:  # a task's top
+                log.exception("looking after the engine failed")
+
+    def _die(self, why: str) -> None:
+        if self._died is not None and not self._died.done():
+            log.error("the engine is dead", extra={"facts": {"why": why}})
+            self._died.set_result(why)
+
+    async def _scrape(self) -> None:
+        began_s, idle = time.monotonic(), not self._running and not self._waiting
+        try:
+            self._metrics_text = (await self._get("/metrics")).decode("utf-8", "replace")
+        except UpstreamError:
+            return
+        self.gauges = read_gauges(self._metrics_text)
+        if idle and not self.gauges.running and not self.gauges.kv_usage_ratio:
+            self._handed_over = {one: entry for one, entry in self._handed_over.items() if entry[0] > began_s - _LOOK_S}
+
+    async def _healthy(self) -> bool:
+        try:
+            await self._get("/health")
+        except UpstreamError:
+            return False
+        return True
+
+    async def _get(self, path: str) -> bytes:
+        """Raises UpstreamError, also for an answer that is not 200."""
+        client, origin = self._connected()
+        response = await client.request(origin, "GET", path, deadline_s=asyncio.get_running_loop().time() + _LOOK_TIMEOUT_S)
+        body = await response.read(_METRICS_BYTES)
+        if response.status != 200:
+            raise UpstreamError(str(origin), f"{path} answered {response.status}")
+        return body
+
+    def _connected(self) -> tuple[Client, Origin]:
+        if self._client is None or self._origin is None:
+            raise RuntimeError("the engine is not started")
+        return self._client, self._origin
+
+
+async def _give_up(answer: VllmAnswer | None) -> None:
+    if answer is not None:
+        await answer.abort()
