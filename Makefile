@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 APT_LINE := sudo apt-get install -y git make python3 python3-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help dev up check test test-cluster test-node cluster programs golden bench image docs lock clean redis
+.PHONY: help dev up check test test-cluster test-engines test-node cluster programs golden bench image docs lock lock-engines clean redis
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -42,6 +42,9 @@ test: dev  ## Run the tests (real Redis, real Ray, a real Kubernetes API server 
 
 test-node: dev programs  ## Run the tests in real pods: containerd, kubelet and kube-proxy on this machine (Linux, root)
 	$(BIN)/python -m pytest tests/node $(ARGS)
+
+test-engines: dev  ## Run the tests with real vLLM engines on CPU (x86-64 Linux; makes an environment of 6 GB once)
+	$(BIN)/python -m pytest tests/engines $(ARGS)
 
 test-cluster: dev programs  ## Run the tests that need a Kubernetes API server, and those of the operator
 	$(BIN)/python -m pytest $(wildcard tests/chart tests/cluster tests/operator) $(ARGS)
@@ -74,6 +77,11 @@ lock: pyproject.toml  ## Resolve dependencies again: requirements.lock and the i
 	  --constraint "$$tool/constraints" --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock' -q -o requirements.lock && \
 	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra operator --group build --universal --python-version 3.11 --generate-hashes \
 	  --constraint requirements.lock --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make lock' -q -o image/requirements.lock
+
+lock-engines:  ## Resolve the vLLM environment of the tests again (needs a package index)
+	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && $(PYTHON) -m venv "$$tool/venv" && "$$tool/venv/bin/pip" install -q uv && \
+	"$$tool/venv/bin/uv" pip compile tests/engines/engines.in --override tests/engines/overrides.txt --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock-engines' -q -o tests/engines/engines.lock
 
 clean:  ## Remove .venv, caches and the data of `make up`
 	rm -rf $(VENV) .penstock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -26,6 +26,13 @@ _FILE_WIDTH = 180
 """Columns of a table that goes to no terminal."""
 
 
+class EngineName(StrEnum):
+    """What the workers run."""
+
+    SIM = "sim"
+    VLLM = "vllm"
+
+
 class Host(StrEnum):
     """What hosts the workers."""
 
@@ -44,8 +51,15 @@ def up(
     prefill: Annotated[int, typer.Option(min=0, max=64, help="Prefill workers.")] = 1,
     decode: Annotated[int, typer.Option(min=0, max=64, help="Decode workers.")] = 2,
     both: Annotated[int, typer.Option(min=0, max=64, help="Undivided workers.")] = 0,
-    model: Annotated[str, typer.Option(help="Name that clients put in `model`.")] = "sim",
-    profile: Annotated[str, typer.Option(help="Timing of the sim engine.")] = "polynomial-reference",
+    engine: Annotated[EngineName, typer.Option(help="sim needs no GPU and no model; vllm an environment that has vLLM.")] = EngineName.SIM,
+    model: Annotated[str, typer.Option(help="Name that clients put in `model`; with --engine vllm the model's folder.")] = "sim",
+    served_model_name: Annotated[str, typer.Option(help="vllm: name that clients put in `model`. [default: the folder's]")] = "",
+    engine_python: Annotated[str, typer.Option(help="vllm: interpreter of the environment that has it. [default: python3]")] = "",
+    engine_arg: Annotated[
+        list[str] | None, typer.Option(help="vllm: a further word for it; may be repeated (--engine-arg=--dtype).")
+    ] = None,
+    engine_env: Annotated[list[str] | None, typer.Option(help="vllm: NAME=value for its environment; may be repeated.")] = None,
+    profile: Annotated[str, typer.Option(help="Timing: sim runs by it, for vllm it is where learning begins.")] = "polynomial-reference",
     speed: Annotated[float, typer.Option(min=0.01, max=1000, help="Times faster than the profile says.")] = 1.0,
     host: Annotated[Host, typer.Option(help="What hosts the workers; auto: Ray where it is installed.")] = Host.AUTO,
     redis: Annotated[
@@ -58,10 +72,16 @@ def up(
 ) -> None:
     """Start Redis, workers and a router on this machine, and stay until Ctrl-C."""
     from penstock_cli.data_folder import chosen
+    from penstock_cli.settings import parse_environment
     from penstock_cli.up import run_up
     from penstock_cli.up_plan import UpPlan
 
     plan = UpPlan(
+        engine=engine.value,
+        served_name=served_model_name,
+        engine_python=engine_python,
+        engine_args=tuple(engine_arg or ()),
+        engine_env=parse_environment(engine_env or ()),
         prefill=prefill,
         decode=decode,
         both=both,

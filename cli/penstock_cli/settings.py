@@ -22,3 +22,14 @@ def parse_settings(written: Sequence[str]) -> dict[str, Any]:
         except msgspec.DecodeError:
             found[name.strip().replace("-", "_")] = value
     return found
+
+
+def parse_environment(written: Sequence[str]) -> dict[str, str]:
+    """`["UCX_TLS=tcp,sm"]` → `{"UCX_TLS": "tcp,sm"}`. Raises PenstockError without a name or a `=`."""
+    found = {}
+    for one in written:
+        name, equals, value = one.partition("=")
+        if not equals or not name.strip():
+            raise PenstockError(f"--engine-env is {one!r}; allowed: NAME=value")
+        found[name.strip()] = value
+    return found

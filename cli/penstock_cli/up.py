@@ -35,7 +35,6 @@ from penstock_cli.redis_server import NoRedisServer, RedisServer
 from penstock_cli.steps import Steps, Stopped
 from penstock_cli.up_plan import ROUTER_DRAIN_S, WORKER_DRAIN_S, UpPlan
 
-READY_S = 180.0
 _LISTEN = "127.0.0.1"
 _LOOK_S = 0.5
 _POLL_S = 0.05
@@ -53,7 +52,7 @@ def run_up(plan: UpPlan, data: DataFolder) -> int:
     if plan.api_keys:
         KeyRing(Path(plan.api_keys))  # the router reads them; here only to say at once that it cannot
     if plan.redis_url:
-        require_answer(plan.redis_url, plan.model)
+        require_answer(plan.redis_url, plan.name)
     data.open()
     with ExitStack() as stack:
         stack.callback(data.close)
@@ -71,7 +70,10 @@ def run_up(plan: UpPlan, data: DataFolder) -> int:
                 redis_url=redis_url,
             )
             fleet = Fleet(
-                make_host(host, data, secrets), pools, fleet_token=secrets.fleet_token, limits=FleetLimits(drain_s=WORKER_DRAIN_S)
+                make_host(host, data, secrets),
+                pools,
+                fleet_token=secrets.fleet_token,
+                limits=FleetLimits(start_s=plan.start_s, drain_s=WORKER_DRAIN_S),
             )
             return run(_Up(plan, data, console, fleet, host, redis_url, own_redis).serve())
         except KeyboardInterrupt:
@@ -191,9 +193,7 @@ class _Up:
         await self.steps.run(f"workers: {wanted}", self._workers_ready())
         self.url = await self.steps.run("router", self._router_ready(), lambda url: url)
         self.data.announce(
-            Running(
-                pid=os.getpid(), router_url=self.url, redis_url=_without_password(self.redis_url), model=self.plan.model, host=self.host
-            )
+            Running(pid=os.getpid(), router_url=self.url, redis_url=_without_password(self.redis_url), model=self.plan.name, host=self.host)
         )
         self._show_ready()
 
@@ -216,7 +216,7 @@ class _Up:
         return self.data.path / "router.url"
 
     async def _workers_ready(self) -> None:
-        waiting = asyncio.ensure_future(self.fleet.wait_settled(READY_S))
+        waiting = asyncio.ensure_future(self.fleet.wait_settled(self.plan.ready_s))
         try:
             while not waiting.done():
                 self._check_router()
@@ -224,13 +224,15 @@ class _Up:
             await waiting
         except TimeoutError:
             not_ready = ", ".join(worker.id for worker in self.fleet.status() if worker.phase.value != "ready")
-            raise PenstockError(f"not ready after {READY_S:g} s: {not_ready}; see the logs in {self.data.path / 'workers'}") from None
+            raise PenstockError(
+                f"not ready after {self.plan.ready_s:g} s: {not_ready}; see the logs in {self.data.path / 'workers'}"
+            ) from None
         finally:
             waiting.cancel()
 
     async def _router_ready(self) -> str:
         """The router's URL once it lists every worker. Raises ChildFailed when it ends, PenstockError when it takes too long."""
-        deadline_s = asyncio.get_running_loop().time() + READY_S
+        deadline_s = asyncio.get_running_loop().time() + self.plan.ready_s
         headers = {"authorization": f"Bearer {self.data.admin_key()}"}
         async with httpx.AsyncClient(timeout=5.0, trust_env=False, headers=headers) as client:
             while asyncio.get_running_loop().time() < deadline_s:
@@ -241,7 +243,7 @@ class _Up:
                         return url
                 await asyncio.sleep(_POLL_S)
         raise PenstockError(
-            f"the router does not see all {self.plan.workers} workers after {READY_S:g} s; see {self.data.log_path('router')}"
+            f"the router does not see all {self.plan.workers} workers after {self.plan.ready_s:g} s; see {self.data.log_path('router')}"
         )
 
     async def _sees_all(self, client: httpx.AsyncClient, url: str) -> bool:
@@ -250,7 +252,7 @@ class _Up:
             models = ready.json()["models"]
         except (httpx.HTTPError, ValueError, KeyError):
             return False
-        return bool(ready.status_code == 200 and models.get(self.plan.model, {}).get("endpoints") == self.plan.workers)
+        return bool(ready.status_code == 200 and models.get(self.plan.name, {}).get("endpoints") == self.plan.workers)
 
     def _check_router(self) -> None:
         if self.router is not None and self.router.ended() is not None:
@@ -259,15 +261,15 @@ class _Up:
     def _show_ready(self) -> None:
         with_key = bool(self.plan.api_keys)
         say = self.console.print
-        folder, model = escape(str(self.data.path)), escape(self.plan.model)
+        folder, model = escape(str(self.data.path)), escape(self.plan.name)
         say(f"\n[bold green]Ready:[/] [bold]{self.url}/v1[/]  model [bold]{model}[/]  logs in {folder}")
         if not with_key:
             say("Every program on this machine may ask it: no API keys are given (--api-keys FILE).")
         say("")
         say("[bold]Ask it[/] (x-penstock-placement in the answer says where it went):\n")
-        say(snippets.curl(self.url, self.plan.model, with_key=with_key), markup=False)
+        say(snippets.curl(self.url, self.plan.name, with_key=with_key), markup=False)
         say("\n[bold]Or with the openai client[/] (.venv/bin/python; the second question shows cached tokens):\n")
-        say(snippets.openai(self.url, self.plan.model, with_key=with_key), markup=False)
+        say(snippets.openai(self.url, self.plan.name, with_key=with_key), markup=False)
         say("\n[dim]penstock status, penstock explain: where requests go and why.  Ctrl-C stops everything.[/]\n")
 
     async def _stay(self) -> None:
