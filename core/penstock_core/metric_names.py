@@ -52,9 +52,7 @@ HIT_ERROR = Metric(
 WORKER_KV_PENDING = Metric("penstock_worker_kv_unclaimed_tokens", "gauge", (), "Tokens of finished prefills that no decode has claimed.")
 WORKER_KV_EXPIRED = Metric("penstock_worker_kv_claims_expired_total", "counter", (), "Prefills freed because no decode claimed them.")
 WORKER_KV_BYTES = Metric("penstock_worker_kv_transferred_bytes_total", "counter", ("direction",), "KV bytes moved: pulled, served.")
-WORKER_COMPARED = Metric(
-    "penstock_worker_prompts_compared_total", "counter", (), "Prompts whose counts were held against the engine's."
-)
+WORKER_COMPARED = Metric("penstock_worker_prompts_compared_total", "counter", (), "Prompts whose counts were held against the engine's.")
 WORKER_DISAGREED = Metric(
     "penstock_worker_count_disagreements_total", "counter", ("what",), "Of them, those that differ: tokens (of the prompt), hits."
 )
