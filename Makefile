@@ -20,7 +20,7 @@ APT_LINE := sudo apt-get install -y git make python3 python3-venv
 MAKEFLAGS += --no-print-directory
 
 help:  ## Show this list (the default)
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  Options: PYTHON=python3.13 (which interpreter), ARGS="--decode 4" (handed on by up and test)'
 
@@ -60,6 +60,10 @@ golden: $(INSTALLED) programs  ## Render the chart again: manifests/install.yaml
 
 bench: dev  ## Measure router, decision, index and P/D beside the figures to reach
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+.PHONY: bench-operator
+bench-operator: dev programs  ## Measure the operator with 1,000 ModelServices on a real API server (about half an hour)
+	@$(BIN)/python -m benchmarks.operator_scale $(ARGS)
 
 image:  ## Build the container image (Docker, Podman or Buildah); BASE=debian where no registry can be reached
 	@PYTHON="$(PYTHON)" image/build.sh

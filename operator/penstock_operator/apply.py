@@ -5,7 +5,8 @@ good does not keep the others back; anything that may pass by itself (no connect
 """
 
 import logging
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 from penstock_operator.api_server import Conflict, Gone, Refused
 from penstock_operator.cache import Cache, Key
@@ -30,6 +31,15 @@ class Server(Protocol):
     async def read(self, kind: ObjectKind, namespace: str, name: str) -> dict[str, Any] | None: ...
 
 
+class Done(NamedTuple):
+    """What became of a plan."""
+
+    refused: str
+    """What was refused, and why; "": nothing."""
+    secret: Mapping[str, Any] | None
+    """The Secret as it is now, where it was written: no watch tells of it."""
+
+
 class Applier:
     """Writes plans; one for the process."""
 
@@ -38,19 +48,20 @@ class Applier:
         self._cache = cache
         self._metrics = metrics
 
-    async def carry_out(self, key: Key, plan: Plan) -> str:
-        """Writes and removals of a plan; gives what was refused, "" if nothing was. Raises ApiError for the rest."""
-        refused = ""
+    async def carry_out(self, key: Key, plan: Plan) -> Done:
+        """Writes and removals of a plan. Raises ApiError for anything but a refusal."""
+        refused, secret = "", None
         for write in plan.writes:
             try:
-                await self._write(key, write)
+                answer = await self._write(key, write)
+                secret = answer if write.kind is SECRET else secret
             except Refused as error:
                 self._metrics.refused.inc()
                 log.warning("refused", extra={"facts": _facts(key, write) | {"message": str(error)}})
                 refused = refused or f"{write.why}: {error}"
         for removal in plan.removals:
             await self._remove(key, removal)
-        return refused
+        return Done(refused, secret)
 
     async def write_statuses(self, key: Key, plan: Plan) -> int:
         """Statuses that differ; gives how many were written."""
@@ -72,12 +83,13 @@ class Applier:
             written += 1
         return written
 
-    async def _write(self, key: Key, write: Write) -> None:
+    async def _write(self, key: Key, write: Write) -> dict[str, Any]:
         answer = await self._server.apply(write.kind, write.body, manager=write.manager)
         self._metrics.writes.labels(write.kind.kind, "apply").inc()
         log.info("applied", extra={"facts": _facts(key, write)})
         if write.kind is not SECRET:
             self._cache.put(write.kind, kept(answer, write.kind))
+        return answer
 
     async def _remove(self, key: Key, removal: Removal) -> None:
         namespace, _ = key

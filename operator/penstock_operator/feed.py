@@ -5,7 +5,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from penstock_operator.cache import Cache, Key
@@ -48,9 +48,11 @@ class Feed:
         if not self.synced.is_set() and self._cache.synced:
             self.synced.set()
 
-    def changed(self, kind: ObjectKind, event: str, raw: Mapping[str, Any]) -> None:
-        """One watch event, ADDED, MODIFIED or DELETED, its object as `difference.kept` leaves it."""
-        keys = self._cache.remove(kind, raw) if event == "DELETED" else self._cache.put(kind, raw)
+    def changed(self, kind: ObjectKind, events: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Watch events in their order: ADDED, MODIFIED or DELETED, and the object as `difference.kept` leaves it."""
+        keys: set[Key] = set()
+        for event, raw in events:
+            keys |= self._cache.remove(kind, raw) if event == "DELETED" else self._cache.put(kind, raw)
         self._tell(keys, 0.0 if kind is MODEL_SERVICE else _TOGETHER_S)
 
     def _tell(self, keys: set[Key], delay_s: float = 0.0) -> None:

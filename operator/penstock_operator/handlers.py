@@ -1,6 +1,6 @@
-"""Kopf as the shell: it watches, in a thread and an event loop of its own, and hands every event to the feed. Nothing else.
+"""Kopf as the shell: it watches, in a thread and an event loop of its own; listings and events go to the feed. Nothing else.
 
-Only `on.event` is used: no finalizer, no status of Kopf's, no write at all. `settings` says why each differs from the default.
+No handler of Kopf's runs: no finalizer, no status of Kopf's, no write at all. `settings` says why each differs from the default.
 Kopf cancels every task of its loop when it ends and takes signals where it can, hence the thread; when it ends by itself it is
 started anew. `process` starts and stops it.
 """
@@ -18,9 +18,9 @@ from kubernetes.aio.client import Configuration
 from penstock_operator.api_server import authorization, new_session
 from penstock_operator.difference import kept
 from penstock_operator.feed import Feed
-from penstock_operator.kinds import MADE, WATCHED, ObjectKind
+from penstock_operator.kinds import MADE, WATCHED
 from penstock_operator.names import MANAGED_SELECTOR
-from penstock_operator.watch_session import response_class
+from penstock_operator.watch_session import Event, Listeners, response_class
 
 log = logging.getLogger(__name__)
 
@@ -84,21 +84,15 @@ class Watches:
         )
 
     def _registry(self) -> kopf.OperatorRegistry:
+        """Kopf watches the kinds that have a handler; no event comes to it, `watch_session` takes them all."""
         registry = kopf.OperatorRegistry()
         kopf.on.login(registry=registry, id="login")(self._login)
         for kind in WATCHED:
-            kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=kind.plural)(self._handler(kind))
+            kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=kind.plural)(_untold)
         return registry
-
-    def _handler(self, kind: ObjectKind) -> Any:
-        async def on_event(event: Any, **_: Any) -> None:
-            self._feed.post(self._feed.changed, kind, event["type"], kept(event["object"], kind))
-
-        return on_event
 
     async def _login(self, **_: Any) -> kopf.AiohttpSession:
         places = {kind.path(self._namespace or None): kind for kind in WATCHED}
-
         pages: dict[str, list[dict[str, Any]]] = {}
 
         def listed(path: str, items: list[dict[str, Any]], version: int, first: bool, last: bool) -> None:
@@ -110,10 +104,19 @@ class Watches:
             if last:
                 self._feed.post(self._feed.listed, kind, pages.pop(path), version)
 
-        kinds = response_class({path: path for path in places}, listed, lambda path: self._feed.heard(places[path]))
+        def changed(path: str, events: list[Event]) -> None:
+            kind = places[path]
+            self._feed.post(self._feed.changed, kind, [(event, kept(raw, kind)) for event, raw in events])
+
+        listeners = Listeners(listed, changed, lambda path: self._feed.heard(places[path]))
+        kinds = response_class({path: path for path in places}, listeners)
         headers = await authorization(self._configuration)
         session = await new_session(self._configuration, connections=0, headers=headers, response_class=kinds)
         return kopf.AiohttpSession(server=self._configuration.host, aiohttp_session=session)
+
+
+async def _untold(**_: Any) -> None:
+    raise RuntimeError("an event came to Kopf's handler: its stream is no longer read through `watch_session`")
 
 
 def settings() -> kopf.OperatorSettings:

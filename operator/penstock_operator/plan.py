@@ -14,7 +14,7 @@ from penstock_core.api_parts import Pool
 from pydantic import ValidationError
 
 from penstock_operator import names, rollout
-from penstock_operator.conditions import SPEC_VALID, Verdict, stamp
+from penstock_operator.conditions import REGISTERED, SPEC_VALID, Verdict, stamp
 from penstock_operator.config import OperatorConfig, OperatorSecrets
 from penstock_operator.difference import differs, pod_differs
 from penstock_operator.gangs import Gang, Pod, gather
@@ -32,7 +32,15 @@ from penstock_operator.observe import Observed
 from penstock_operator.progress import Progress, judge
 from penstock_operator.render import children
 from penstock_operator.render.pod import PORT, Template, instantiate, render_template
-from penstock_operator.status import draining_verdict, pool_statuses, pools_verdict, ready_verdict, registered_verdict, service_status
+from penstock_operator.status import (
+    draining_verdict,
+    pool_statuses,
+    pools_verdict,
+    ready_verdict,
+    registered_verdict,
+    said_before,
+    service_status,
+)
 
 FAILED_POD_S = 10.0
 """A Pod that ended is kept this long before it is replaced: one that ends at once must not make a storm."""
@@ -355,5 +363,6 @@ def _spec_verdict(observed: Observed) -> Verdict:
 
 
 def _verdicts(observed: Observed, views: Mapping[str, rollout.PoolView], progress: Progress) -> list[Verdict]:
-    registered = [] if observed.unregistered is None else [registered_verdict(observed.unregistered)]
-    return [pools_verdict(views), progress.verdict, draining_verdict(observed), *registered, ready_verdict(views)]
+    registered = registered_verdict(observed.unregistered) if observed.unregistered is not None else said_before(observed, REGISTERED)
+    found = [pools_verdict(views), progress.verdict, draining_verdict(observed), registered, ready_verdict(views)]
+    return [verdict for verdict in found if verdict is not None]

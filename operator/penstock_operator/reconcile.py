@@ -112,9 +112,8 @@ class Reconciler:
             if not made.ask and not made.writes and not made.removals:
                 settled = made
                 break
-            refused = await self._applier.carry_out(key, made)
-            if any(write.kind is SECRET for write in made.writes):
-                memory.secret_read = -1e12
+            refused, secret = await self._applier.carry_out(key, made)
+            memory.secret = secret or memory.secret
             if refused:
                 memory.refused, memory.refused_generation = refused, observed.service["metadata"].get("generation", 0)
                 break

@@ -10,7 +10,7 @@ from penstock_core.api_parts import Pool
 from penstock_core.api_terms import PoolRole
 
 from penstock_operator import names
-from penstock_operator.conditions import DRAINING, POOLS_READY, READY, REGISTERED, Verdict, written
+from penstock_operator.conditions import DRAINING, POOLS_READY, READY, REGISTERED, Verdict, find, written
 from penstock_operator.gangs import gather
 from penstock_operator.observe import Observed
 from penstock_operator.render.pod import Template
@@ -103,6 +103,13 @@ def registered_verdict(unregistered: tuple[str, ...]) -> Verdict:
         return Verdict(REGISTERED, True, "AllRegistered")
     some = ", ".join(unregistered[:5]) + (" and others" if len(unregistered) > 5 else "")
     return Verdict(REGISTERED, False, "NotInRegistry", f"ready, but no router can find: {some}; look at the Pods' logs and at Redis")
+
+
+def said_before(observed: Observed, type_: str) -> Verdict | None:
+    """The verdict that stands in the status: an operator that has not looked yet takes nothing back. None: there is none."""
+    condition = find((observed.service.get("status") or {}).get("conditions") or (), type_)
+    holds = {"True": True, "False": False}.get(condition.get("status", ""))
+    return Verdict(type_, holds, condition.get("reason", ""), condition.get("message", "")) if condition else None
 
 
 def ready_verdict(views: Mapping[str, PoolView]) -> Verdict:

@@ -107,7 +107,7 @@ def test_an_operator_that_lives_for_one_write_at_a_time(view: View) -> None:
         return once.writes
 
     writes = asyncio.run(story())
-    assert len(writes) > 40, writes
+    assert len(writes) > 30, writes  # how many are of statuses depends on how busy the machine is
     made = [written for written in writes if written.startswith("apply Pod")]
     assert most <= 3 and len([name for name in made if made.count(name) == 1]) >= 3
     assert len(view.get(f"{APPS}//controllerrevisions")["items"]) == 1

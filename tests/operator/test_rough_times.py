@@ -27,7 +27,7 @@ def test_what_is_deleted_while_the_api_server_is_away_is_no_ghost(make_control_p
     """Server down; it comes back without one service and with another one's Pod gone: the first is forgotten, the second repaired."""
     plane = make_control_plane()
     view = namespace_of(plane, "team")
-    operator = start_operator(plane, namespace="team", watch_namespace="team")
+    operator = start_operator(plane, namespace="team", watch_namespace="team", lease_duration_s=300, renew_deadline_s=250)
     operator.wait_leading()
     for name in ("llama", "other"):
         accepted(plane.apply(model_service("team", name)))
