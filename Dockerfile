@@ -19,6 +19,10 @@ RUN /opt/penstock/bin/pip install -q --no-deps --no-index --no-build-isolation .
     /opt/penstock/bin/pip uninstall -q -y hatchling pathspec pluggy trove-classifiers setuptools pip && \
     cd /opt/penstock/lib/python3*/site-packages && rm -rf ray/jars && find . -type d -name tests -prune -exec rm -rf {} +
 
+# For any processor of the architecture, so that a router need not compile for half a minute at its start.
+ENV NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=""
+RUN PYTHONDONTWRITEBYTECODE=1 /opt/penstock/bin/python -m penstock_cli.machine_code /opt/penstock/machine-code
+
 FROM ${BASE}
 RUN command -v redis-server >/dev/null || \
     { apt-get update -q && apt-get install -q -y --no-install-recommends redis-server && rm -rf /var/lib/apt/lists/* /var/log/*; }
@@ -28,7 +32,8 @@ COPY --from=build /opt/penstock /opt/penstock
 LABEL org.opencontainers.image.title="Penstock" \
       org.opencontainers.image.description="LLM serving with separate prefill and decode pools: router, workers, operator" \
       org.opencontainers.image.licenses="Apache-2.0"
-ENV PATH=/opt/penstock/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/penstock/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES="" PENSTOCK_MACHINE_CODE=/opt/penstock/machine-code
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["penstock"]

@@ -4,6 +4,7 @@ Imports happen inside the commands: `penstock --help` stays quick, and a router 
 Errors meant for people (PenstockError, settings that cannot be used) end with status 1 and their message, without a traceback.
 """
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from penstock_core.errors import PenstockError
 from penstock_router.policy_names import ALLOWED
 
+from penstock_cli.machine_code import use_shipped
 from penstock_cli.simulate import simulate
 
 app = typer.Typer(
@@ -270,6 +272,7 @@ def _show(found: dict[str, Any], as_json: bool, *tables: Any) -> None:
 
 def main() -> None:
     """Entry point of `penstock`."""
+    use_shipped(os.environ)
     try:
         app()
     except (PenstockError, ValueError) as error:
