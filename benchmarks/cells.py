@@ -66,8 +66,8 @@ def made_up(kind: str, requests: int, **fields: float) -> Made:
 
 
 CELLS = (
-    Cell("azure conversation, near ×10", f"4x{PLAIN}", 11.0, "× trace", azure, "azure"),
-    Cell("azure conversation, near ×20", f"7x{PLAIN}", 21.0, "× trace", azure, "azure"),
+    Cell("azure conversation, near ×10", f"5x{PLAIN}", 10.8, "× trace", azure, "azure"),
+    Cell("azure conversation, near ×20", f"9x{PLAIN}", 19.5, "× trace", azure, "azure"),
     Cell("bursts, CV 4", f"8x{PLAIN}", 62.0, "req/s", made_up("bursts", 12_000, cv=4.0)),
     Cell("short prompts, high rate", f"8x{PLAIN}", 580.0, "req/s", made_up("poisson", 12_000, prompt_tokens=128, output_tokens=64)),
     Cell("half at half speed", f"4x{PLAIN},4x{PLAIN}@0.5", 37.0, "req/s", made_up("shared-prefix", 8_000, prompt_tokens=1_500)),

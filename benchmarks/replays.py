@@ -3,6 +3,7 @@
 `measure_all` is what they call, again and again with what they want to know next. Figures are those of `report`.
 """
 
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -76,3 +77,8 @@ def replays(jobs: int) -> Iterator[Replays]:
     bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, bar:
         yield Replays(pool, bar)
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean ± half the range."""
+    return f"{statistics.mean(values):{sign}.2f} ±{(max(values) - min(values)) / 2:.2f}"

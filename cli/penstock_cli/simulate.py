@@ -26,6 +26,15 @@ class Arrivals(StrEnum):
     SPREAD = "spread"
 
 
+class KnownBookings(StrEnum):
+    """What routers know of one another's bookings; as the simulator names it, which is loaded later."""
+
+    NONE = "none"
+    HEARD = "heard"
+    MIRRORED = "mirrored"
+    SHARED = "shared"
+
+
 class PlotForm(StrEnum):
     """File format of plots."""
 
@@ -55,6 +64,12 @@ def simulate(
     one_by_one: Annotated[bool, typer.Option("--one-by-one", help="Place requests of one instant in order of arrival.")] = False,
     report_lag_ms: Annotated[float, typer.Option(help="Age of a load report when the router hears it.")] = 0.0,
     index_lag_ms: Annotated[float, typer.Option(help="How long a change of a cache takes to reach the router.")] = 0.0,
+    routers: Annotated[int, typer.Option(min=1, max=16, help="Replicas of the router.")] = 1,
+    bookings: Annotated[
+        KnownBookings,
+        typer.Option(help="What routers know of one another's: nothing, news, also mirrored guesses, or a shared ledger."),
+    ] = KnownBookings.HEARD,
+    exchange_ms: Annotated[float, typer.Option(help="Age of news from another router.")] = 50.0,
     plots: Annotated[Path | None, typer.Option(help="Folder for pictures (needs the extra `plots`).")] = None,
     plot_format: Annotated[PlotForm, typer.Option(help="Format of the pictures.")] = PlotForm.PNG,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -63,7 +78,7 @@ def simulate(
     import msgspec
     from penstock_core.slo import Slo
     from penstock_simulator.report import summarise
-    from penstock_simulator.setup import Setup
+    from penstock_simulator.setup import Bookings, Setup
 
     workload = _workload(trace, generate, arrivals, requests)
     loads = [workload.at_speed(one) for one in _speeds(speedup)]
@@ -80,6 +95,9 @@ def simulate(
         together=not one_by_one,
         report_lag_s=report_lag_ms / 1e3,
         index_lag_s=index_lag_ms / 1e3,
+        routers=routers,
+        bookings=Bookings(bookings.value),
+        exchange_s=exchange_ms / 1e3,
     )
     replays = _replay_all([(load, msgspec.structs.replace(common, policy=name)) for name in names for load in loads])
     summaries = [summarise(one) for one in replays]

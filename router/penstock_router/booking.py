@@ -50,12 +50,15 @@ class Booking:
         "_streaming",
         "_waiting",
         "cell",
+        "elsewhere",
         "placement",
     )
 
     def __init__(self, scheduler: "Scheduler", ask: "Ask", placement: Placement, now: float) -> None:
         self.placement = placement
         self.cell = -1
+        self.elsewhere = False
+        """Another router placed it: what is known of it comes late, and nothing is learned from its times."""
         self._scheduler = scheduler
         self._beliefs = scheduler.beliefs
         self._ask = ask
@@ -123,6 +126,19 @@ class Booking:
         endpoint = self._scheduler.bind(self, self._ask, self._group, tried, now)
         self.placement = msgspec.structs.replace(self.placement, decode=endpoint)
         return endpoint
+
+    def bound_elsewhere(self, endpoint_id: str, now: float) -> None:
+        """The router that placed it has bound its decode endpoint, or another one."""
+        if self._over:
+            return
+        if self._decode_row >= 0:
+            self._leave_decode(now)
+        self._scheduler.bind_elsewhere(self, self._ask, endpoint_id, now)
+
+    def progress(self) -> tuple[float, float] | None:
+        """Tokens so far and when the last came; None before the first."""
+        at = self.cell
+        return None if at < 0 else (self._beliefs.cells[at + 2], self._beliefs.cells[at + 1])
 
     def prefilled(self, now: float) -> None:
         """The prefill leg has answered: its tokens are through."""

@@ -215,6 +215,33 @@ class Scheduler:
         )
         return True
 
+    def elsewhere(self, ask: Ask, endpoint_id: str, whole: bool, hit_tokens: int, now: float) -> Booking | None:
+        """Another router has placed this there: its booking in these beliefs; None where the endpoint is not known."""
+        row = self._row_of_id.get(endpoint_id)
+        if row is None:
+            return None
+        booking = Booking(self, ask, _UNPLACED, now)
+        booking.elsewhere = True
+        prompt = max(1, ask.prompt_tokens)
+        new = float(prompt - min(hit_tokens, prompt - 1))
+        if whole:
+            booking.take_whole(row, new, float(prompt + self._expected_tokens(ask)), 0.0, now)
+        else:
+            booking.take_prefill(row, new, float(prompt), 0.0, now)
+        return booking
+
+    def bind_elsewhere(self, booking: Booking, ask: Ask, endpoint_id: str, now: float) -> None:
+        """For `Booking.bound_elsewhere`."""
+        row = self._row_of_id.get(endpoint_id)
+        if row is not None:
+            booking.take_decode(row, float(max(1, ask.prompt_tokens) + self._expected_tokens(ask)), now)
+
+    def alike(self, endpoint_id: str) -> list[str]:
+        """Ids of all endpoints of the same role, itself among them, in an order that all routers share."""
+        known = [one for one in self.beliefs.endpoints if one is not None and one.id in self._row_of_id]
+        role = next(one.record.role for one in known if one.id == endpoint_id)
+        return sorted(one.id for one in known if one.record.role is role)
+
     def bind(self, booking: Booking, ask: Ask, group: float, tried: frozenset[str], now: float) -> Endpoint | None:
         """For `Booking.bind_decode`: the decode endpoint within KV group `group`, or −1: one for the whole request."""
         wanted = Wanted(ask.capability, ask.adapter, True, tried)
@@ -234,9 +261,7 @@ class Scheduler:
     def _fill(self, ask: Ask, now: float) -> tuple[int, int]:
         """Write the query; gives prompt tokens and expected output tokens."""
         query, slo = self._query, ask.slo
-        prompt, output = max(1, ask.prompt_tokens), ask.output_tokens
-        if output is None:
-            output = self.lengths.expected_tokens(ask.length_class, ask.max_tokens)
+        prompt, output = max(1, ask.prompt_tokens), self._expected_tokens(ask)
         spare_s, off = max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s), self._residuals
         _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, off.sigma, prompt + output, off.slip_s)
         query.seed = self._rng.getrandbits(32)
@@ -249,6 +274,9 @@ class Scheduler:
             query.slots = hits.slots if hits.slots.flags.carray else hits.slots.copy()
             query.chunks = hits.chunks if hits.chunks.flags.carray else hits.chunks.copy()
         return prompt, output
+
+    def _expected_tokens(self, ask: Ask) -> int:
+        return self.lengths.expected_tokens(ask.length_class, ask.max_tokens) if ask.output_tokens is None else ask.output_tokens
 
     def _hold(self, hits_by_id: Mapping[str, int], held: bool) -> None:
         for endpoint_id, chunks in hits_by_id.items():

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from penstock_core.endpoint import Load, Role
 from penstock_core.errors import Outcome
 from penstock_router.booking import Booking
+from penstock_router.books import Shared
 from penstock_router.length_classes import class_of
-from penstock_router.scheduling import Ask, Options, Scheduler
+from penstock_router.scheduling import Ask
 
 from penstock_simulator import engine_model as engines
 from penstock_simulator import fleet as fl
@@ -24,6 +25,7 @@ from penstock_simulator import kv_cache
 from penstock_simulator.clock import Clock
 from penstock_simulator.links import Links
 from penstock_simulator.membership import Membership
+from penstock_simulator.routers import Routers
 from penstock_simulator.setup import Replay, Sample, Setup
 from penstock_simulator.workload import BLOCK_TOKENS, Workload
 
@@ -41,7 +43,7 @@ def replay(workload: Workload, setup: Setup, progress: Progress | None = None) -
 
 
 class Cluster:
-    """State: the engines' arrays, the scheduler with its beliefs, bookings of open requests, and the clock."""
+    """State: the engines' arrays, the routers with their beliefs, bookings of open requests, and the clock."""
 
     def __init__(self, workload: Workload, setup: Setup) -> None:
         self._workload, self._setup, self._specs = workload, setup, setup.workers
@@ -52,15 +54,14 @@ class Cluster:
         for w, spec in enumerate(self._specs):
             self._fleet.workers[w, fl.DECIDES] = followed or spec.role is not Role.DECODE
         self._order = Random(setup.seed + 1)  # noqa: S311  in which order answers of one pass are heard
-        rng = Random(setup.seed)  # noqa: S311  ties between equal costs, nothing secret
-        self._scheduler = Scheduler(setup.policy, rng=rng, options=Options(longest_first=setup.longest_first))
         self._clock = Clock()
+        self._routers = Routers(setup, workload.requests, self._clock, self._sync)
         self._links = Links([spec.profile.transfer_bytes_per_s for spec in self._specs])
         requests = workload.requests
         self._arrival_s = np.where(workload.follows < 0, workload.arrival_s, np.nan)
         self._outcomes: list[Outcome | None] = [None] * requests
         self._open = requests
-        self._bookings: dict[int, Booking] = {}
+        self._bookings: dict[int, Booking | Shared] = {}
         self._told: dict[int, int] = {}  # tokens of a streaming request that its booking knows of
         self._followers: dict[int, list[int]] = {}
         for i in np.flatnonzero(workload.follows >= 0).tolist():
@@ -68,7 +69,7 @@ class Cluster:
         self._late: list[int] = []  # followers that arrive in this instant
         self._loads = np.zeros((len(self._specs), 4), np.int64)
         self._hits = np.zeros(len(self._specs), np.int64)
-        self._members = Membership(self._specs, self._scheduler, self._clock, self._die)
+        self._members = Membership(self._specs, self._routers, self._clock, self._die)
         self._most_tokens = [spec.profile.kv_tokens // BLOCK_TOKENS * BLOCK_TOKENS for spec in self._specs]
         self._samples: list[Sample] = []
         self._cells: memoryview[int] = self._fleet.legs.reshape(-1).data
@@ -118,9 +119,7 @@ class Cluster:
 
     def _place(self, requests: list[int], now: float, excluded: frozenset[str]) -> None:
         asks = [self._ask(request, now, excluded) for request in requests]
-        order = self._scheduler.order(asks)
-        for at, booking in zip(order, self._scheduler.place([asks[at] for at in order], now), strict=True):
-            request = requests[at]
+        for request, booking in self._routers.place(requests, asks, now):
             if booking is None:
                 self._end(request, Outcome.NO_ENDPOINT, now)
                 continue
@@ -132,7 +131,8 @@ class Cluster:
                 self._send(request, self._members.number[decode.id], now)
 
     def _ask(self, request: int, now: float, excluded: frozenset[str]) -> Ask:
-        kv_cache.believed_hits(self._fleet, request, int(now * 1e3), self._hits)
+        routers = self._routers
+        kv_cache.believed_hits(self._fleet, request, int(now * 1e3), routers.serving[request], routers.many, self._hits)
         slots = self._hits.nonzero()[0]
         prompt = int(self._cells[request * fl.LEG + fl.PROMPT])
         most = self._setup.max_tokens[request] if self._setup.max_tokens else None
@@ -150,9 +150,10 @@ class Cluster:
 
     def _send(self, leg: int, w: int, now: float) -> None:
         """Hand a leg with a prompt to compute to worker w."""
-        kv_cache.announce(self._fleet, leg, w, int((now + ANNOUNCED_S) * 1e3))
+        request, routers = leg % self._workload.requests, self._routers
+        kv_cache.announce(self._fleet, leg, w, int((now + ANNOUNCED_S) * 1e3), routers.serving[request], routers.many)
         if self._too_long(leg, w):
-            self._fail(leg % self._workload.requests, Outcome.BAD_REQUEST, now)
+            self._fail(request, Outcome.BAD_REQUEST, now)
         else:
             engines.enqueue(self._fleet, leg, w, False)
 
@@ -313,7 +314,7 @@ class Cluster:
     def _tell(self, heard: list[tuple[str, Load]], now: float) -> None:
         self._sync()
         for worker_id, load in heard:
-            self._scheduler.report(worker_id, load, now)
+            self._routers.report(worker_id, load, now)
 
     def _result(self) -> Replay:
         requests = self._workload.requests

@@ -93,7 +93,9 @@ class Fleet(NamedTuple):
     table: Small
     """Physical blocks of all legs."""
     resident: Small
-    """Physical block + 1 that holds block id d at worker w; 0: not cached; −t: not cached, but announced until t ms."""
+    """Physical block + 1 that holds block id d at worker w; 0: not cached.
+
+    Negative: not cached, but announced: −(t · routers + router) by that router until t ms."""
     viewed: Small
     """The same as routers see it; without index lag it is `resident` itself."""
     changes: Small

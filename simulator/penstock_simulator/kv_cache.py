@@ -21,10 +21,10 @@ def cached_blocks(f: Fleet, w: int, leg: int, most: int) -> int:
 
 
 @compiled
-def believed_hits(f: Fleet, leg: int, now_ms: int, counts: Ints) -> None:
-    """Write into counts (W,) how many leading full blocks of the leg's prompt a router believes at each worker.
+def believed_hits(f: Fleet, leg: int, now_ms: int, router: int, routers: int, counts: Ints) -> None:
+    """Write into counts (W,) how many leading full blocks of the leg's prompt that router believes at each worker.
 
-    Those the worker holds, and those a placement not yet `now_ms` milliseconds old has announced (negative entries).
+    Those the worker holds, and those that a placement of its own has announced (negative entries) beyond `now_ms` milliseconds.
     """
     at, most = f.legs[leg, fl.CHAIN], f.legs[leg, fl.PROMPT] // BLOCK_TOKENS
     workers = len(f.workers)
@@ -34,20 +34,25 @@ def believed_hits(f: Fleet, leg: int, now_ms: int, counts: Ints) -> None:
     while going > 0 and depth < most:
         block = f.chain[at + depth]
         for w in range(workers):
-            if counts[w] == most and f.viewed[block, w] <= 0 and -f.viewed[block, w] <= now_ms:
-                counts[w] = depth
-                going -= 1
+            if counts[w] == most and f.viewed[block, w] <= 0:
+                announced = -f.viewed[block, w]
+                if announced // routers <= now_ms or announced % routers != router:
+                    counts[w] = depth
+                    going -= 1
         depth += 1
 
 
 @compiled
-def announce(f: Fleet, leg: int, w: int, until_ms: int) -> None:
-    """The leg was placed on worker w: until then routers count its prompt's blocks as held there."""
+def announce(f: Fleet, leg: int, w: int, until_ms: int, router: int, routers: int) -> None:
+    """That router placed the leg on worker w: until then it counts the prompt's blocks as held there.
+
+    A block has one announcement a worker: the newest router's.
+    """
     at = f.legs[leg, fl.CHAIN]
     for i in range(f.legs[leg, fl.PROMPT] // BLOCK_TOKENS):
         block = f.chain[at + i]
         if f.viewed[block, w] <= 0:
-            f.viewed[block, w] = -until_ms
+            f.viewed[block, w] = -(until_ms * routers + router)
 
 
 @compiled_part

@@ -1,4 +1,4 @@
-"""Which workers the router knows: their start, drain, death and departure, told to the scheduler as endpoints.
+"""Which workers the router knows: their start, drain, death and departure, told to the routers as endpoints.
 
 Owned by the cluster. What happens to the requests of a worker that dies is the cluster's business.
 """
@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 from penstock_core.endpoint import Endpoint, WorkerRecord
-from penstock_router.scheduling import Scheduler
 
 from penstock_simulator.clock import Clock
+from penstock_simulator.routers import Routers
 from penstock_simulator.setup import WorkerSpec
 from penstock_simulator.workload import BLOCK_TOKENS
 
@@ -18,13 +18,13 @@ from penstock_simulator.workload import BLOCK_TOKENS
 class Membership:
     """State: `live` workers (draining ones among them), and when each left."""
 
-    def __init__(self, specs: Sequence[WorkerSpec], scheduler: Scheduler, clock: Clock, die: Callable[[int, float], None]) -> None:
+    def __init__(self, specs: Sequence[WorkerSpec], routers: Routers, clock: Clock, die: Callable[[int, float], None]) -> None:
         self.number = {spec.id: w for w, spec in enumerate(specs)}
         self.live: set[int] = {w for w, spec in enumerate(specs) if spec.ready_s <= 0.0}
         self.draining: set[int] = set()
         self.left_s = np.full(len(specs), np.nan)
         """Shape (W,); NaN: still there."""
-        self._scheduler = scheduler
+        self._routers = routers
         self._endpoints = [_endpoint(w, spec) for w, spec in enumerate(specs)]
         if len(self.number) < len(specs):
             raise ValueError(f"worker ids are {[spec.id for spec in specs]}; allowed: each once")
@@ -54,7 +54,7 @@ class Membership:
 
     def _tell(self, now: float) -> None:
         known = sorted(self.live)
-        self._scheduler.set_endpoints([msgspec.structs.replace(self._endpoints[w], draining=w in self.draining) for w in known], now)
+        self._routers.set_endpoints([msgspec.structs.replace(self._endpoints[w], draining=w in self.draining) for w in known], now)
 
 
 def _endpoint(w: int, spec: WorkerSpec) -> Endpoint:

@@ -7,6 +7,7 @@ read that. Values only.
 import math
 import re
 from collections.abc import Hashable
+from enum import StrEnum
 
 import msgspec
 import numpy as np
@@ -36,6 +37,22 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     dies_s: float | None = None
 
 
+class Bookings(StrEnum):
+    """What routers know of one another's bookings."""
+
+    NONE = "none"
+    """Only what load reports say."""
+    HEARD = "heard"
+    """News of them, an exchange delay old."""
+    MIRRORED = "mirrored"
+    """The same, and for that long each own booking of a prompt also counts at w + k·N/R: the others are taken to place alike."""
+    SHARED = "shared"
+    """Choosing an endpoint and booking there is one step of all routers (compare and book in a common ledger); the rest is heard."""
+
+
+MOST_ROUTERS = 16
+
+
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a replay that is not the workload."""
 
@@ -51,6 +68,11 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Age of a load report when the router hears it."""
     index_lag_s: float = 0.0
     """How long a change of a cache takes to be seen by the router."""
+    routers: int = 1
+    """Replicas of the router, each with beliefs of its own; a request goes to any of them."""
+    bookings: Bookings = Bookings.HEARD
+    exchange_s: float = 0.05
+    """Age of news from another router; also how often routers tell how far their streams are."""
     known_lengths: bool = False
     """The router knows how long each answer will be: what the best prediction could be worth."""
     kinds: tuple[Hashable, ...] = ()
@@ -63,9 +85,13 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("workers is empty; allowed: 1 or more")
         if not 0.0 < self.report_period_s < math.inf:
             raise ValueError(f"report_period_s is {self.report_period_s!r}; allowed: more than 0")
-        for name in ("report_lag_s", "index_lag_s"):
+        if not 1 <= self.routers <= MOST_ROUTERS:
+            raise ValueError(f"routers is {self.routers!r}; allowed: 1..{MOST_ROUTERS}")
+        for name in ("report_lag_s", "index_lag_s", "exchange_s"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: 0 or more")
+        if 0.0 < self.exchange_s < 0.001:
+            raise ValueError(f"exchange_s is {self.exchange_s!r}; allowed: 0, or 0.001 and more")
 
 
 def same_workers(count: int = 0, *, prefill: int = 0, decode: int = 0, profile: EngineProfile = DEFAULT_PROFILE) -> tuple[WorkerSpec, ...]:

@@ -41,6 +41,13 @@ def test_a_mix_of_fast_and_slow_workers_is_slower_than_fast_ones_alone() -> None
     assert found[1]["ttft_s"]["mean"] > 2 * found[0]["ttft_s"]["mean"]
 
 
+def test_several_routers_are_simulated_as_asked() -> None:
+    """Four of them that hear nothing of one another place otherwise than one; all is served."""
+    alone, four = (msgspec.json.decode(simulated(*more, "--json"))["replays"][0] for more in ([], ["--routers", "4", "--bookings", "none"]))
+    assert four["outcomes"] == alone["outcomes"] == {"ok": 120}
+    assert four["ttft_s"] != alone["ttft_s"]
+
+
 def test_a_trace_file_is_replayed_faster_and_spread(tmp_path: Path) -> None:
     """Twice the speed, half the span."""
     rows = [{"timestamp": 3_000 * (i // 4), "input_length": 600, "output_length": 20, "hash_ids": [0, i]} for i in range(40)]
@@ -100,6 +107,7 @@ def test_pictures_without_matplotlib_name_the_extra(
         ([*MADE_UP, "--workers", "0", "--prefill", "2"], "--decode 1 or more"),
         ([*MADE_UP, "--mix", "2xpolynomial-reference"], "beside --workers, --prefill or --decode"),
         ([*MADE_UP, "--workers", "0", "--mix", "fast"], "mix is 'fast'; allowed: COUNTxPROFILE"),
+        ([*MADE_UP, "--routers", "2", "--exchange-ms", "-1"], "exchange_s is -0.001; allowed: 0 or more"),
         ([*MADE_UP, "--transfer-gb-per-s", "-3"], "transfer-gb-per-s is -3.0"),
     ],
 )

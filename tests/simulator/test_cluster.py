@@ -8,11 +8,12 @@ import pytest
 from penstock_core.endpoint import Role
 from penstock_core.profile import DEFAULT_PROFILE, EngineProfile
 from penstock_core.slo import Slo
+from penstock_router import columns as col
 from penstock_router.scheduling import Ask
 from penstock_simulator.cluster import Cluster, replay
 from penstock_simulator.generate import Traffic, generate
 from penstock_simulator.report import summarise
-from penstock_simulator.setup import Setup, WorkerSpec, mixed_workers, same_workers
+from penstock_simulator.setup import Bookings, Setup, WorkerSpec, mixed_workers, same_workers
 from penstock_simulator.workload import Asked, Workload, assemble
 
 PROFILE = msgspec.structs.replace(DEFAULT_PROFILE, kv_tokens=2_048 * 64)
@@ -218,6 +219,8 @@ def test_targets_decide_goodput_and_one_token_answers_have_no_itl() -> None:
     [
         ({"workers": ()}, "workers is empty"),
         ({"workers": workers(1), "report_period_s": 0.0}, "report_period_s is 0.0"),
+        ({"workers": workers(1), "routers": 17}, "routers is 17; allowed: 1..16"),
+        ({"workers": workers(1), "exchange_s": 1e-4}, "exchange_s is 0.0001; allowed: 0, or 0.001 and more"),
         ({"workers": workers(1), "policy": "best"}, "policy is 'best'"),
         ({"workers": workers(1), "policy": "block-cost:x"}, "policy is 'block-cost:x'"),
         ({"workers": (WorkerSpec(id="a"), WorkerSpec(id="a", role=Role.BOTH))}, "worker ids"),
@@ -265,3 +268,47 @@ def test_stale_reports_and_index_change_no_outcome_but_the_choice() -> None:
     stale = replay(workload, Setup(workers=workers(3), report_lag_s=1.0, index_lag_s=1.0))
     assert set(stale.outcomes) == {"ok"}
     assert summarise(stale).hit_ratio <= summarise(fresh).hit_ratio
+
+
+@pytest.mark.parametrize("bookings", list(Bookings))
+@pytest.mark.parametrize("fleet", [workers(3), workers(0, 2, 2)], ids=["aggregated", "divided"])
+def test_several_routers_serve_everything_and_keep_nothing_booked(bookings: Bookings, fleet: tuple[WorkerSpec, ...]) -> None:
+    """One seed, one result; and once all news have come in, no router believes anything is under way."""
+    workload = generate(TRAFFIC)
+    clusters = [Cluster(workload, Setup(workers=fleet, routers=3, bookings=bookings, exchange_s=0.05)) for _ in range(2)]
+    first, second = (cluster.run() for cluster in clusters)
+    assert set(first.outcomes) == {"ok"}
+    assert summarise(first) == summarise(second)
+    clusters[0]._clock.advance(first.span_s + 1.0)
+    for scheduler in clusters[0]._routers.schedulers:
+        booked = scheduler.beliefs.rows[:, [col.BOOKED, col.STREAMS, col.CONTEXT, col.RUNNING, col.KV_BOOKED]]
+        assert not booked.any() or bookings == "mirrored"
+
+
+def test_what_routers_hear_of_one_another_is_worth_goodput() -> None:
+    """Four routers that know only load reports crowd the same workers; with fresh news they do nearly as well as one."""
+    workload = generate(msgspec.structs.replace(TRAFFIC, requests=1_500, rate=70.0))
+    common = Setup(workers=workers(4), slo=Slo(0.3, 0.03))
+    alone = summarise(replay(workload, common)).goodput_ratio
+    four = msgspec.structs.replace(common, routers=4)
+    blind, heard = (
+        summarise(replay(workload, msgspec.structs.replace(four, bookings=one))).goodput_ratio for one in (Bookings.NONE, Bookings.HEARD)
+    )
+    assert blind < heard - 0.05
+    assert heard > alone - 0.02
+
+
+def test_a_router_does_not_see_what_another_has_announced() -> None:
+    """Siblings at two routers: the second knows the first's prompt only once its pass has begun."""
+    shared = list(range(100))
+    workload = assemble("pair", [Asked(0.0, 6_464, 2, shared), Asked(0.0, 6_465, 2, shared)], 100)
+    for routers, expected in ((1, [0, 100]), (2, [0, 0])):
+        seed = next(s for s in range(99) if routers == 1 or len(set(_serving(workload, s))) == 2)
+        cluster = Cluster(workload, Setup(workers=workers(2), routers=routers, seed=seed, together=False, longest_first=False))
+        asked = spy_hits(cluster)
+        cluster.run()
+        assert asked == expected
+
+
+def _serving(workload: Workload, seed: int) -> list[int]:
+    return Cluster(workload, Setup(workers=workers(2), routers=2, seed=seed))._routers.serving
