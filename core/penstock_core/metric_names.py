@@ -73,7 +73,7 @@ OPERATOR_RETIRED = Metric(
     "penstock_operator_retired_pods_total",
     "counter",
     ("end",),
-    "Worker Pods deleted, by how: drained, deadline, not_serving, ended, other.",
+    "Worker Pods deleted, by how: drained, deadline, not_serving, ended, gang (another Pod of its gang left), other.",
 )
 OPERATOR_DRAINING = Metric("penstock_operator_draining_workers", "gauge", (), "Workers being drained now.")
 OPERATOR_LEADER = Metric("penstock_operator_leader", "gauge", (), "1 while this process leads.")

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 READY, SPEC_VALID, POOLS_READY, PROGRESSING, DRAINING = "Ready", "SpecValid", "PoolsReady", "Progressing", "Draining"
-REGISTERED = "Registered"
+REGISTERED, SCALING_ACTIVE = "Registered", "ScalingActive"
 _MOST_MESSAGE = 4_096
 
 

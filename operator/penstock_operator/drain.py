@@ -33,6 +33,7 @@ class _State(msgspec.Struct):
     """The part of a worker's state that matters here; the rest is passed over."""
 
     load: _Load
+    draining: bool = False
     drained: bool = False
     exchanges: int = 0
 
@@ -91,7 +92,7 @@ class Drainer:
         told, silent = False, 0
         while True:
             state = await self._call("GET" if told else "POST", order.url, "/penstock/state" if told else "/penstock/drain")
-            told = told or state is not None
+            told = state is not None and state.draining  # a worker that has begun anew meanwhile is told again
             silent = 0 if state is not None else silent + 1
             if state is not None:
                 self._reports[order.uid] = _report(state)

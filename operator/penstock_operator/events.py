@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from penstock_operator.api_server import ApiError
-from penstock_operator.conditions import PROGRESSING, READY, SPEC_VALID, find, stamp
+from penstock_operator.conditions import PROGRESSING, READY, REGISTERED, SPEC_VALID, find, stamp
 from penstock_operator.kinds import EVENT, ObjectKind
 from penstock_operator.progress import EXCEEDED
 
@@ -66,7 +66,7 @@ class Events:
 def turns(before: Any, after: Any) -> list[tuple[str, str, str]]:
     """(Normal or Warning, reason, message) for each condition whose turn a user should see."""
     found = []
-    for type_ in (SPEC_VALID, READY, PROGRESSING):
+    for type_ in (SPEC_VALID, READY, PROGRESSING, REGISTERED):
         was, now = find(before, type_), find(after, type_)
         if (was.get("status"), was.get("reason")) == (now.get("status"), now.get("reason")) or not now:
             continue
@@ -79,4 +79,8 @@ def turns(before: Any, after: Any) -> list[tuple[str, str, str]]:
             found.append(("Warning", EXCEEDED, now["message"]))
         elif type_ == PROGRESSING and now["reason"] == "RollingOut":
             found.append(("Normal", "RollingOut", now["message"]))
+        elif type_ == PROGRESSING and now["reason"] == "Complete" and was.get("reason") == "RollingOut":
+            found.append(("Normal", "RolledOut", now["message"]))
+        elif type_ == REGISTERED and not good:
+            found.append(("Warning", now["reason"], now["message"]))
     return found

@@ -74,7 +74,7 @@ class Leading:
             self._secrets,
             self._metrics,
             on_status=events.on_status,
-            unregistered=registrations.missing,
+            registered=registrations.of,
         )
         workers = Workers(queue, reconciler, on_failure=_failed)
         feed = Feed(cache, lambda key, generation, delay_s: workers.add(key, generation=generation, delay_s=delay_s))

@@ -9,7 +9,7 @@ from typing import Protocol
 from penstock_core import metric_names
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-ENDS = {"Drained": "drained", "DrainDeadline": "deadline", "NotServing": "not_serving", "Ended": "ended"}
+ENDS = {"Drained": "drained", "DrainDeadline": "deadline", "NotServing": "not_serving", "Ended": "ended", "GangLeaves": "gang"}
 
 
 class _Removal(Protocol):

@@ -24,6 +24,13 @@ class Report(msgspec.Struct, frozen=True):
     unreachable: bool = False
 
 
+class Registered(msgspec.Struct, frozen=True):
+    """What the registry has of a ModelService: ready Pods that it lacks, and ids of the served model that no Pod here has."""
+
+    missing: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+
+
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """One ModelService and all that belongs to it. Raw objects are shared with the cache and must not be changed."""
 
@@ -39,8 +46,8 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     secret: Mapping[str, Any] | None
     reports: Mapping[str, Report | None]
     """By the uid of a leading Pod; None: asked, and no answer."""
-    unregistered: tuple[str, ...] | None = None
-    """Ready Pods that are not in the registry; None: not known."""
+    registered: Registered | None = None
+    """None: not known."""
     refused: str = ""
     """What the API server said when it last refused one of our writes for good; empty: it did not."""
 
@@ -54,7 +61,7 @@ def observe(
     *,
     secret: Mapping[str, Any] | None,
     reports: Mapping[str, Report | None],
-    unregistered: tuple[str, ...] | None = None,
+    registered: Registered | None = None,
     refused: str = "",
 ) -> Observed | None:
     """The state of one ModelService; None if it is gone."""
@@ -74,7 +81,7 @@ def observe(
         children={(kind, name): raw for kind in _CHILDREN for name, raw in cache.owned(key, kind).items()},
         secret=secret,
         reports=reports,
-        unregistered=unregistered,
+        registered=registered,
         refused=refused,
     )
 

@@ -5,7 +5,7 @@ Ordered steps, each owning one condition: spec (SpecValid), children (no conditi
 left to do. Doing any part of a plan and planning again leads to the same end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -39,6 +39,7 @@ from penstock_operator.status import (
     ready_verdict,
     registered_verdict,
     said_before,
+    scaling_verdict,
     service_status,
 )
 
@@ -103,20 +104,20 @@ def plan(observed: Observed, config: OperatorConfig, secrets: OperatorSecrets, n
         return Plan()  # the garbage collector takes the Pods, and each drains by its own SIGTERM
     try:
         spec = ModelServiceSpec.model_validate(service.get("spec") or {})
-        wanted = _wanted(observed, spec, config)
+        wanted = _wanted(observed, spec, config, secrets)
     except (ValidationError, ValueError, TypeError, KeyError, AttributeError) as error:
         return _unusable(observed, str(error), now)
     writes = _children(observed, spec, wanted, config, secrets)
     return _pools(observed, spec, wanted, config, writes, now)
 
 
-def _wanted(observed: Observed, spec: ModelServiceSpec, config: OperatorConfig) -> dict[str, Wanted]:
+def _wanted(observed: Observed, spec: ModelServiceSpec, config: OperatorConfig, secrets: OperatorSecrets) -> dict[str, Wanted]:
     name = observed.service["metadata"]["name"]
     raw_pools = {raw["name"]: raw for raw in observed.service["spec"]["pools"]}
     found = {}
     for pool in spec.pools:
         pod_template = raw_pools[pool.name].get("podTemplate") or {}
-        template = render_template(name, spec, pool, pod_template, config)
+        template = render_template(name, spec, pool, pod_template, config, secrets)
         found[pool.name] = Wanted(pool=pool, replicas=_replicas(observed, pool), template=template, pod_template=pod_template)
     return found
 
@@ -201,7 +202,7 @@ def _pools(
         removals=tuple({removal.uid: removal for removal in removals}.values()),
         drains=tuple(drains),
         ask=tuple((gang.leader.uid, worker_url(gang.leader)) for gang in ask if gang.leader is not None),
-        status=service_status(observed, views, [verdict, *_verdicts(observed, views, progress)], config.router_url, now),
+        status=service_status(observed, views, [verdict, *_verdicts(observed, spec.pools, views, progress)], config.router_url, now),
         pool_statuses=pool_statuses(observed, {name: (want.pool, want.template) for name, want in wanted.items()}, views, now),
         after_s=max(0.0, min(due) - now) if due else None,
     )
@@ -275,7 +276,7 @@ def _leave(observed: Observed, gang: Gang, reason: str, deadline: float, writes:
     """Record the intent on the leading Pod; what never served leaves at once."""
     leader = gang.leader
     if leader is None or not leader.running or not leader.ip:
-        removals += [Removal(kind=POD, name=pod.name, uid=pod.uid, why=reason) for pod in gang.pods if not pod.terminating]
+        removals += _gone(gang.pods, reason)
         return
     metadata = {
         "name": leader.name,
@@ -287,9 +288,16 @@ def _leave(observed: Observed, gang: Gang, reason: str, deadline: float, writes:
     writes.append(Write(kind=POD, body=body, why=f"drain: {reason}", manager=names.DRAIN_MANAGER))
 
 
+def _gone(pods: Iterable[Pod], why: str) -> list[Removal]:
+    """Pods of one gang. The leading one last: it carries the drain, so what is left after an interruption is still seen to leave."""
+    staying = [pod for pod in pods if not pod.terminating]
+    return [Removal(kind=POD, name=pod.name, uid=pod.uid, why=why) for pod in sorted(staying, key=lambda pod: -pod.rank)]
+
+
 def _look_after(observed: Observed, pod: Pod, now: float, removals: list[Removal], drains: list[DrainOrder], due: list[float]) -> None:
-    """Pods that ended are taken away; draining ones are followed to their end, with the rest of their gang."""
+    """Pods that ended are taken away; draining ones are followed to their end. A gang leaves whole, whoever takes one of its Pods."""
     if pod.terminating:
+        removals += _gone(_gang_of(observed, pod), "GangLeaves")
         return
     if pod.failed:
         if now >= pod.created + FAILED_POD_S:
@@ -302,9 +310,7 @@ def _look_after(observed: Observed, pod: Pod, now: float, removals: list[Removal
         gone = not pod.running or (report is not None and report.unreachable and not pod.ready)
         if drained or gone or now >= pod.drain_deadline:
             why = "Drained" if drained else "NotServing" if gone else "DrainDeadline"
-            removals += [
-                Removal(kind=POD, name=mate.name, uid=mate.uid, why=why) for mate in _gang_of(observed, pod) if not mate.terminating
-            ]
+            removals += _gone(_gang_of(observed, pod), why)
         else:
             due.append(pod.drain_deadline)
             drains.append(DrainOrder(pod.uid, worker_url(pod), pod.drain_deadline))
@@ -362,7 +368,14 @@ def _spec_verdict(observed: Observed) -> Verdict:
     return Verdict(SPEC_VALID, True, "Accepted")
 
 
-def _verdicts(observed: Observed, views: Mapping[str, rollout.PoolView], progress: Progress) -> list[Verdict]:
-    registered = registered_verdict(observed.unregistered) if observed.unregistered is not None else said_before(observed, REGISTERED)
-    found = [pools_verdict(views), progress.verdict, draining_verdict(observed), registered, ready_verdict(views)]
+def _verdicts(observed: Observed, pools: Iterable[Pool], views: Mapping[str, rollout.PoolView], progress: Progress) -> list[Verdict]:
+    registered = registered_verdict(observed.registered) if observed.registered is not None else said_before(observed, REGISTERED)
+    found = [
+        pools_verdict(views),
+        progress.verdict,
+        draining_verdict(observed),
+        registered,
+        scaling_verdict(pools, views),
+        ready_verdict(views),
+    ]
     return [verdict for verdict in found if verdict is not None]

@@ -16,16 +16,17 @@ from penstock_operator.apply import Applier, Server
 from penstock_operator.cache import Cache, Key
 from penstock_operator.conditions import READY, find
 from penstock_operator.config import OperatorConfig, OperatorSecrets
-from penstock_operator.kinds import MODEL_SERVICE, SECRET
+from penstock_operator.kinds import MODEL_SERVICE, POD, SECRET
 from penstock_operator.metrics import OperatorMetrics
 from penstock_operator.names import workers_object
-from penstock_operator.observe import Observed, Report, observe
+from penstock_operator.observe import Observed, Registered, Report, observe
 from penstock_operator.plan import DrainOrder, Plan, plan
 
 log = logging.getLogger(__name__)
 
 _MOST_PASSES = 12
 _TERMINATING_S = 60.0
+_SECRET_FRESH_S = 5.0
 
 Transition = Callable[[Mapping[str, Any], Mapping[str, Any]], Awaitable[None]]
 """Told of the object before and the status written; posts events."""
@@ -67,7 +68,7 @@ class Reconciler:
         *,
         clock: Callable[[], float] = time.time,
         on_status: Transition | None = None,
-        unregistered: Callable[[Key], tuple[str, ...] | None] = lambda _: None,
+        registered: Callable[[Key], Registered | None] = lambda _: None,
     ) -> None:
         self._cache = cache
         self._server = server
@@ -77,7 +78,7 @@ class Reconciler:
         self._metrics = metrics
         self._clock = clock
         self._on_status = on_status
-        self._unregistered = unregistered
+        self._registered = registered
         self._applier = Applier(server, cache, metrics)
         self._memory: dict[Key, _Memory] = {}
 
@@ -109,6 +110,9 @@ class Reconciler:
                 loads.update(dict.fromkeys((uid for uid, _ in made.ask), None))
                 loads.update(await self._drainer.ask(made.ask))
             self._drainer.follow(key, made.drains)
+            if self._needs_secret(memory, made):
+                memory.secret_read = -1e12
+                continue
             if not made.ask and not made.writes and not made.removals:
                 settled = made
                 break
@@ -119,6 +123,10 @@ class Reconciler:
                 break
             memory.refused = ""
         return await self._finish(key, memory, settled, loads, refused)
+
+    def _needs_secret(self, memory: _Memory, made: Plan) -> bool:
+        """Pods are not made before their Secret, which is not watched: somebody may have deleted it since it was read."""
+        return any(write.kind is POD for write in made.writes) and self._clock() - memory.secret_read > _SECRET_FRESH_S
 
     async def _observe(self, key: Key, memory: _Memory, loads: Mapping[str, Report | None]) -> Observed | None:
         service = self._cache.get(MODEL_SERVICE, *key)
@@ -134,7 +142,7 @@ class Reconciler:
             key,
             secret=memory.secret,
             reports={**loads, **self._drainer.reports(key)},
-            unregistered=self._unregistered(key),
+            registered=self._registered(key),
             refused=refused,
         )
 

@@ -16,6 +16,7 @@ from penstock_kvindex.index import Registry
 from penstock_operator.cache import Cache, Key
 from penstock_operator.gangs import read_pod
 from penstock_operator.kinds import MODEL_SERVICE, POD
+from penstock_operator.observe import Registered
 
 log = logging.getLogger("penstock.operator.registration")
 
@@ -58,17 +59,17 @@ class Registrations:
         self._open = open_registry
         self._on_change = on_change
         self._clock = clock
-        self._missing: dict[Key, tuple[str, ...]] = {}
+        self._found: dict[Key, Registered] = {}
         self._strays: dict[str, tuple[str, ...]] = {}
 
-    def missing(self, key: Key) -> tuple[str, ...] | None:
-        """Names of ready Pods of a ModelService that no router can find; None: not known."""
-        return self._missing.get(key)
+    def of(self, key: Key) -> Registered | None:
+        """What was found of a ModelService; None: not known yet."""
+        return self._found.get(key)
 
     @property
     def counts(self) -> tuple[int, int]:
         """(Ready and not registered, registered and no Pod)."""
-        return sum(map(len, self._missing.values())), sum(map(len, self._strays.values()))
+        return sum(len(found.missing) for found in self._found.values()), sum(map(len, self._strays.values()))
 
     async def watch(self, every_s: float) -> None:
         """Look again and again, until cancelled."""
@@ -95,9 +96,10 @@ class Registrations:
         if findings.strays != self._strays.get(model, ()):
             log.warning("registered without a Pod", extra={"facts": {"model": model, "ids": list(findings.strays)}})
         self._strays[model] = findings.strays
-        for key, names in findings.missing.items():
-            if self._missing.get(key) != names:
-                self._missing[key] = names
+        for key, missing in findings.missing.items():
+            found = Registered(missing, findings.strays)
+            if self._found.get(key) != found:
+                self._found[key] = found
                 self._on_change(key)
         return None
 
@@ -107,6 +109,6 @@ class Registrations:
             service = self._cache.get(MODEL_SERVICE, *key) or {}
             found.setdefault(service.get("spec", {}).get("model", {}).get("name", ""), []).append(key)
         known = {key for keys in found.values() for key in keys}
-        self._missing = {key: names for key, names in self._missing.items() if key in known}
+        self._found = {key: found for key, found in self._found.items() if key in known}
         self._strays = {model: ids for model, ids in self._strays.items() if model in found}
         return found

@@ -3,16 +3,16 @@
 `plan` builds them last, from what it saw. Pure: the same observation gives the same bytes, so an unchanged state writes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from penstock_core.api_parts import Pool
 from penstock_core.api_terms import PoolRole
 
 from penstock_operator import names
-from penstock_operator.conditions import DRAINING, POOLS_READY, READY, REGISTERED, Verdict, find, written
+from penstock_operator.conditions import DRAINING, POOLS_READY, READY, REGISTERED, SCALING_ACTIVE, Verdict, find, written
 from penstock_operator.gangs import gather
-from penstock_operator.observe import Observed
+from penstock_operator.observe import Observed, Registered
 from penstock_operator.render.pod import Template
 from penstock_operator.rollout import PoolView
 
@@ -97,12 +97,31 @@ def draining_verdict(observed: Observed) -> Verdict:
     return Verdict(DRAINING, bool(counts), "ReplicasLeaving" if counts else "None", counts)
 
 
-def registered_verdict(unregistered: tuple[str, ...]) -> Verdict:
-    """Whether routers can find every ready replica."""
-    if not unregistered:
-        return Verdict(REGISTERED, True, "AllRegistered")
-    some = ", ".join(unregistered[:5]) + (" and others" if len(unregistered) > 5 else "")
-    return Verdict(REGISTERED, False, "NotInRegistry", f"ready, but no router can find: {some}; look at the Pods' logs and at Redis")
+def registered_verdict(registered: Registered) -> Verdict:
+    """Whether routers can find every ready replica; what they find beyond is told, and may be right (workers of another place)."""
+    strays = f"registered without a Pod here: {_some(registered.strays)}" if registered.strays else ""
+    if not registered.missing:
+        return Verdict(REGISTERED, True, "AllRegistered", strays)
+    lost = f"ready, but no router can find: {_some(registered.missing)}; look at the Pods' logs and at Redis"
+    return Verdict(REGISTERED, False, "NotInRegistry", f"{lost}. {strays}".removesuffix(". "))
+
+
+def _some(names_: Sequence[str]) -> str:
+    return ", ".join(names_[:5]) + (" and others" if len(names_) > 5 else "")
+
+
+def scaling_verdict(pools: Iterable[Pool], views: Mapping[str, PoolView]) -> Verdict:
+    """Whether the autoscaler sizes the pools that name it. A size out of bounds, 0 too, is somebody's own: it lets go of these."""
+    bounds = {pool.name: pool.autoscaling for pool in pools if pool.autoscaling is not None}
+    if not bounds:
+        return Verdict(SCALING_ACTIVE, False, "NotConfigured", "no pool has autoscaling: sizes change by hand only")
+    sizes = {name: views[name].desired for name in bounds}
+    off = [name for name, size in sizes.items() if size == 0 and bounds[name].min_replicas > 0]
+    if off:
+        return Verdict(SCALING_ACTIVE, False, "ScaledToZero", f"{', '.join(off)}: scaled to 0 by hand; scale to 1 or more to go on")
+    shown = ", ".join(f"{name} {sizes[name]} of {bound.min_replicas} to {bound.max_replicas}" for name, bound in bounds.items())
+    outside = any(not bound.min_replicas <= sizes[name] <= bound.max_replicas for name, bound in bounds.items())
+    return Verdict(SCALING_ACTIVE, not outside, "OutOfBounds" if outside else "WithinBounds", shown)
 
 
 def said_before(observed: Observed, type_: str) -> Verdict | None:

@@ -124,6 +124,7 @@ class MemoryCluster:
     def tick(self, seconds: float = 1.0) -> None:
         """Time passes: leaving Pods vanish, new ones start and become ready unless their image is broken."""
         self.now += seconds
+        self._collect_garbage()
         for (kind, name), live in list(self.objects.items()):
             if kind is not POD or (kind, name) not in self.objects:
                 continue
@@ -203,6 +204,14 @@ class MemoryCluster:
         held, self.held = self.held or [], None
         for event in held:
             event()
+
+    def _collect_garbage(self) -> None:
+        """What was made for an owner that is gone by then."""
+        there = {raw["metadata"]["uid"] for raw in self.objects.values()}
+        for (kind, name), raw in list(self.objects.items()):
+            owners = raw["metadata"].get("ownerReferences", ())
+            if (kind, name) in self.objects and owners and not any(one["uid"] in there for one in owners):
+                self.take_away(kind, name)
 
     def _vanish(self, place: Place) -> None:
         gone = self.objects.pop(place)

@@ -1,5 +1,6 @@
 """The operator is ended after every single write, and started anew with nothing but what the API server holds."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cluster import Crash, MemoryCluster, Operator, model_service
 from penstock_operator import names
+from penstock_operator.api_server import ApiError
 from penstock_operator.kinds import MODEL_SERVICE, POD, WORKER_POOL
 
 SERVICE = "llama"
@@ -32,10 +34,30 @@ def rename(cluster: Any) -> None:
     cluster.edit(MODEL_SERVICE, SERVICE, lambda raw: raw["spec"]["pools"][1].update(name="decode2"))
 
 
+def scale_gangs_in(cluster: Any) -> None:
+    cluster.edit(WORKER_POOL, "llama-decode", lambda raw: raw["spec"].update(replicas=1))
+
+
+def lose_a_follower(cluster: Any) -> None:
+    """Somebody deletes one Pod of a gang: the whole replica leaves, and another takes its place."""
+    cluster.take_away(
+        POD, next(raw["metadata"]["name"] for raw in cluster.pods("decode") if raw["metadata"]["labels"][names.RANK_LABEL] == "2")
+    )
+
+
+def roll_gangs_out(cluster: Any) -> None:
+    roll_out(cluster)
+
+
+GANGS = (scale_gangs_in, lose_a_follower, roll_gangs_out)
+
+
 def prepared(change: Any) -> Any:
     """A cluster at the moment of the change."""
     cluster = MemoryCluster()
-    cluster.create(MODEL_SERVICE, model_service())
+    spanning = {"name": "decode", "role": "Decode", "replicas": 2, "parallelism": {"tensor": 3}}
+    pools = {"pools": [{"name": "prefill", "role": "Prefill"}, spanning]} if change in GANGS else {}
+    cluster.create(MODEL_SERVICE, model_service(**pools))
     if change is not create:
         Operator(cluster).settle()
     change(cluster)
@@ -57,7 +79,7 @@ def end_state(cluster: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("after_effect", [True, False], ids=["after-the-write", "before-the-write"])
-@pytest.mark.parametrize("change", [create, scale_out, scale_in, roll_out, rename])
+@pytest.mark.parametrize("change", [create, scale_out, scale_in, roll_out, rename, *GANGS])
 def test_an_operator_ended_at_any_write_leaves_the_same_end_state(change: Any, after_effect: bool) -> None:
     """For each write of the whole story: end there, start anew, and the end is the same, with not one Pod more than needed."""
     whole = prepared(change)
@@ -76,6 +98,36 @@ def test_an_operator_ended_at_any_write_leaves_the_same_end_state(change: Any, a
         assert end_state(cluster) == wanted, f"ended at write {number}: {cluster.log[before + number - 1]}"
         assert cluster.born <= whole.born, f"ended at write {number}: more objects were made than in one go ({made} Pod writes)"
         assert cluster.cut == 0
+
+
+def delete(cluster: Any) -> None:
+    """What the API server does with a ModelService without finalizer: it is gone, and the garbage collector follows."""
+    cluster.take_away(MODEL_SERVICE, SERVICE)
+
+
+@pytest.mark.parametrize("change", [create, roll_out, lose_a_follower])
+def test_a_deletion_after_any_write_leaves_nothing(change: Any) -> None:
+    """Deleted after each write of another story, with the operator ended there or living on unaware: in the end nothing is left."""
+    whole = prepared(change)
+    before = len(whole.log)
+    Operator(whole).settle()
+    for number in range(1, len(whole.log) - before + 1):
+        for lives_on in (False, True):
+            cluster = prepared(change)
+            cluster.crash_at = before + number
+            operator = Operator(cluster)
+            with pytest.raises(Crash):
+                operator.settle()
+            cluster.crash_at = None
+            cluster.hold_events()  # it has not heard of the deletion yet, and goes on writing
+            delete(cluster)
+            if lives_on:
+                with contextlib.suppress(ApiError):
+                    operator.step()
+            cluster.deliver_events()
+            operator = operator if lives_on else Operator(cluster)
+            operator.settle()
+            assert cluster.objects == {}, f"deleted after write {number}: {cluster.log[before + number - 1 :]}"
 
 
 def serving(cluster: Any, change: Any) -> None:

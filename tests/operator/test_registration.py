@@ -10,6 +10,7 @@ from penstock_operator import names
 from penstock_operator.cache import Cache
 from penstock_operator.conditions import stamp
 from penstock_operator.kinds import MODEL_SERVICE, POD
+from penstock_operator.observe import Registered
 from penstock_operator.registration import SETTLE_S, Registrations, compare
 from penstock_operator.status import registered_verdict
 
@@ -48,17 +49,17 @@ def test_ready_pods_are_compared_with_the_real_registry(
         looking = Registrations(cache, lambda model: RedisIndex(redis_url, model), told.append, lambda: NOW)
         index = RedisIndex(redis_url, unused_model, lease_s=60.0)
         await index.register(make_record(1))
-        assert looking.missing(KEY) is None
+        assert looking.of(KEY) is None
         watching = asyncio.create_task(looking.watch(0.01))
         async with asyncio.timeout(60):
-            while looking.missing(KEY) != ("pod-worker-2",):  # noqa: ASYNC110 -- the loop is not ours to be woken by
+            while looking.of(KEY) != Registered(("pod-worker-2",), ()):  # noqa: ASYNC110 -- the loop is not ours to be woken by
                 await asyncio.sleep(0.01)
             assert told == [KEY] and looking.counts == (1, 0)
             await index.register(make_record(2))
             await index.register(make_record(3))
-            while looking.missing(KEY) or looking.counts != (0, 1):  # noqa: ASYNC110 -- as above
+            while looking.of(KEY) != Registered((), ("worker-3",)):  # noqa: ASYNC110 -- as above
                 await asyncio.sleep(0.01)
-        assert told == [KEY, KEY]
+            assert looking.counts == (0, 1) and len(told) >= 2
         watching.cancel()
         await asyncio.wait((watching,))
         await index.aclose()
@@ -67,7 +68,10 @@ def test_ready_pods_are_compared_with_the_real_registry(
 
 
 def test_the_status_names_what_is_not_found() -> None:
-    """A few by name, the rest as others."""
-    assert registered_verdict(()).status == "True"
-    verdict = registered_verdict(tuple(f"pod-{number}" for number in range(7)))
+    """A few by name, the rest as others; what is registered beyond our Pods is told, and is no fault."""
+    assert registered_verdict(Registered()).status == "True"
+    verdict = registered_verdict(Registered(tuple(f"pod-{number}" for number in range(7))))
     assert verdict.status == "False" and "pod-4 and others" in verdict.message
+    verdict = registered_verdict(Registered((), ("ghost",)))
+    assert verdict.status == "True" and "without a Pod here: ghost" in verdict.message
+    assert "without a Pod here: ghost" in registered_verdict(Registered(("pod-1",), ("ghost",))).message

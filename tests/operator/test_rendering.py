@@ -1,7 +1,9 @@
 """What is rendered: Pods that the worker's own settings understand, merged with what users add, named within limits."""
 
+import re
 from typing import Any
 
+import msgspec
 import pytest
 from control_plane import ControlPlane, accepted
 from hypothesis import HealthCheck, given, settings
@@ -13,11 +15,13 @@ from penstock_operator.config import OperatorConfig, OperatorSecrets
 from penstock_operator.difference import differs
 from penstock_operator.render import children
 from penstock_operator.render.merge import merge_patch, merge_template
-from penstock_operator.render.pod import CONTAINER, SECRET_ENV, instantiate, kv_generation, literal, render_template
-from penstock_process.secrets import CHUNK_SECRET, FLEET_TOKEN, REDIS_URL
-from penstock_worker.config import load_config
+from penstock_operator.render.pod import CONTAINER, instantiate, kv_generation, literal, render_template
+from penstock_operator.render.secret import ENV_OF_KEY, secret_values
+from penstock_process.secrets import FLEET_TOKEN, REDIS_URL
+from penstock_worker.config import RAY_TOKEN, load_config
 
 CONFIG = OperatorConfig(image="penstock:1")
+SECRETS = OperatorSecrets(fleet_token="t" * 32, redis_url="redis://:pass@redis:6379/0")
 SERVICE = {"metadata": {"name": "llama", "namespace": "team", "uid": "u-1"}}
 
 
@@ -28,7 +32,7 @@ def spec_of(**fields: Any) -> ModelServiceSpec:
 
 def template_of(pool: int = 0, pod_template: dict[str, Any] | None = None, **fields: Any) -> Any:
     spec = spec_of(**fields)
-    return render_template("llama", spec, spec.pools[pool], pod_template or {}, CONFIG)
+    return render_template("llama", spec, spec.pools[pool], pod_template or {}, CONFIG, SECRETS)
 
 
 def worker_of(template: Any) -> dict[str, Any]:
@@ -36,21 +40,71 @@ def worker_of(template: Any) -> dict[str, Any]:
     return found
 
 
+def told_of(pod: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a Pod's worker is started with: its arguments as the kubelet expands them."""
+    container = next(c for c in pod["spec"]["containers"] if c["name"] == CONTAINER)
+    known = {"POD_UID": "0e9b6f9c-1111-2222-3333-444455556666", "POD_IP": "10.0.0.7"}
+    known |= {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+    args = [re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], text) for text in container["args"]]
+    settings = parse_settings([value for name, value in zip(args[::2], args[1::2], strict=True) if name == "--set"])
+    return {name[2:]: value for name, value in zip(args[::2], args[1::2], strict=True) if name != "--set"} | settings
+
+
+def pod_of(template: Any, rank: int = 0) -> dict[str, Any]:
+    return instantiate(template, namespace="team", service="llama", pool="decode", replica="abcde", rank=rank, pool_uid="u-1")
+
+
 def test_the_worker_understands_its_command_line() -> None:
     """The rendered arguments, with the Pod's own facts filled in, are settings that the worker accepts."""
-    args = [
-        text.replace("$(POD_UID)", "0e9b6f9c-1111-2222-3333-444455556666").replace("$(POD_IP)", "10.0.0.7")
-        for text in worker_of(template_of(1))["args"]
-    ]
-    options = dict(zip(args[::2], args[1::2], strict=True))
-    settings = parse_settings([value for name, value in zip(args[::2], args[1::2], strict=True) if name == "--set"])
-    told = {name[2:]: value for name, value in options.items() if name != "--set"}
-    config = load_config(None, {**told, **settings})
+    config = load_config(None, told_of(pod_of(template_of(1, engine={"type": "Sim", "host": "Process"}))))
     assert (config.role.value, config.model, config.pool, config.port) == ("decode", "org/llama", "decode", 8000)
     assert config.url("::", 8000) == "http://10.0.0.7:8000" and config.listen_host == "0.0.0.0"
-    assert config.drain_s == 300 and config.kv_claim_seconds == 30
+    assert config.drain_s == 300 and config.kv_claim_seconds == 30 and config.engine_host == "process"
     assert config.kv_generation == kv_generation(spec_of(), CONFIG)
-    assert {CHUNK_SECRET, FLEET_TOKEN, REDIS_URL} <= SECRET_ENV.keys()
+
+
+def test_each_pod_of_a_gang_knows_its_place() -> None:
+    """Ranks 0 to 3 of one template: the same but for the rank, all with the leader's name in the headless Service, GPUs as asked for."""
+    decode = {"name": "decode", "role": "Decode", "parallelism": {"tensor": 8}, "accelerator": {"count": 2}}
+    template = template_of(pools=[decode])
+    found = [load_config(None, told_of(pod_of(template, rank))) for rank in range(template.size)]
+    assert [(one.engine_host, one.gang_size, one.gang_rank, one.gang_gpus) for one in found] == [("ray", 4, rank, 2) for rank in range(4)]
+    assert {one.gang_leader for one in found} == {"llama-decode-abcde-0.llama-workers.team.svc:8001"}
+    assert pod_of(template, 0)["spec"]["hostname"] == "llama-decode-abcde-0" and pod_of(template)["spec"]["subdomain"] == "llama-workers"
+    assert children.workers_service(SERVICE)["metadata"]["name"] == "llama-workers"
+    alone = load_config(None, told_of(pod_of(template_of(1))))
+    assert (alone.engine_host, alone.gang_size, alone.gang_rank) == ("ray", 1, 0)
+
+
+def test_probes_ask_what_lives_on() -> None:
+    """With Ray the page beside the engine: a gang that waits for a member is not ready, and lives. Else the worker itself."""
+    by_host = {host: worker_of(template_of(engine={"type": "Sim", "host": host})) for host in ("Ray", "Process")}
+    probes = {
+        host: [worker[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")] for host, worker in by_host.items()
+    }
+    ready, alive, health = ({"path": path, "port": port} for path, port in (("/readyz", "gang"), ("/livez", "gang"), ("/health", "http")))
+    assert probes == {"Ray": [ready, ready, alive], "Process": [health, health, health]}
+    assert {"name": "gang", "containerPort": 8001, "protocol": "TCP"} in by_host["Ray"]["ports"]
+
+
+def test_a_pod_waits_for_its_secret_and_rolls_when_it_changes() -> None:
+    """Only what is set is asked for, and then it must be there; a new token makes a new template of the same KV generation."""
+    spec = spec_of()
+
+    def rendered(secrets: OperatorSecrets) -> Any:
+        return render_template("llama", spec, spec.pools[0], {}, CONFIG, secrets)
+
+    plain = rendered(SECRETS)
+    asked = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in worker_of(plain)["env"] if "secretKeyRef" in v.get("valueFrom", {})}
+    assert set(asked) == {FLEET_TOKEN, REDIS_URL, RAY_TOKEN} and not any("optional" in key for key in asked.values())
+    assert {key["key"] for key in asked.values()} == children.secret(SERVICE, SECRETS)["data"].keys()
+    for change in ({"fleet_token": "u" * 32}, {"redis_url": "redis://:new@redis:6379/0"}, {"chunk_secret": "ff"}):
+        other = rendered(msgspec.structs.replace(SECRETS, **change))
+        assert other.hash != plain.hash and other.kv_generation == plain.kv_generation
+    process = worker_of(template_of(engine={"type": "Sim", "host": "Process"}))
+    assert RAY_TOKEN not in {variable["name"] for variable in process["env"]}
+    assert names.SECRETS_ANNOTATION not in rendered(OperatorSecrets(redis_url="redis://redis")).body["metadata"].get("annotations", {})
+    assert ENV_OF_KEY.keys() == secret_values("u-1", OperatorSecrets("t", "ff", "redis://redis")).keys()
 
 
 def test_the_grace_is_the_drain_and_fifteen_seconds() -> None:
@@ -84,7 +138,7 @@ def test_a_users_template_is_laid_over() -> None:
     assert body["metadata"]["labels"]["team"] == "a" and body["metadata"]["labels"][names.POOL_LABEL] == "prefill"
     assert "automountServiceAccountToken" not in body["spec"] and body["spec"]["nodeSelector"] == {"gpu": "h100"}
     worker, side = body["spec"]["containers"]
-    assert worker["resources"] == {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "4"}}
+    assert worker["resources"] == {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"cpu": "4"}}
     assert worker["image"] == "penstock:1" and side == {"name": "side", "image": "side:1"}
 
 
@@ -123,12 +177,11 @@ def test_the_longest_names_fit() -> None:
 
 def test_secrets_are_the_same_however_often_they_are_written() -> None:
     """The Ray token is derived: a repeated write differs in nothing; another ModelService has another."""
-    secrets = OperatorSecrets(fleet_token="t" * 32, redis_url="redis://:pass@redis:6379/0")
-    one = children.secret(SERVICE, secrets)
-    assert not differs(children.secret(SERVICE, secrets), one)
-    other = children.secret({"metadata": {**SERVICE["metadata"], "uid": "u-2"}}, secrets)
+    one = children.secret(SERVICE, SECRETS)
+    assert not differs(children.secret(SERVICE, SECRETS), one)
+    other = children.secret({"metadata": {**SERVICE["metadata"], "uid": "u-2"}}, SECRETS)
     assert other["data"]["ray-token"] != one["data"]["ray-token"]
-    assert "pass" not in repr(secrets) and "t" * 32 not in repr(secrets)
+    assert "pass" not in repr(SECRETS) and "t" * 32 not in repr(SECRETS)
 
 
 @pytest.mark.parametrize("tensor", [1, 4])

@@ -348,7 +348,7 @@ def test_fifty_changes_of_status_are_not_fifty_writes(running: Any) -> None:
     name = cluster.pods("decode")[0]["metadata"]["name"]
     for step in range(50):
         cluster.edit(POD, name, lambda raw, step=step: raw["status"].update(hostIP=f"10.0.0.{step}"))
-        cluster.edit(POD, name, lambda raw, step=step: raw["metadata"].update(annotations={"number": str(step)}))
+        cluster.edit(POD, name, lambda raw, step=step: raw["metadata"]["annotations"].update(number=str(step)))
         operator.step()
     assert cluster.log[written:] == []
 

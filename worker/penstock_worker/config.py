@@ -18,7 +18,8 @@ from penstock_process.settings import LOG_LEVELS, ConfigError, check_one_of, che
 
 ENGINES = ("sim", "vllm")
 CONNECTORS = ("nixl", "mooncake", "none")
-
+ENGINE_HOSTS = ("process", "ray")
+RAY_TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 -- Ray's own name of the variable
 
 _ZMQ_RE = re.compile(r"tcp://[^/\s*]+:[0-9]{1,5}")
 
@@ -32,6 +33,8 @@ class WorkerSecrets(Unprinted, frozen=True):
     """Asked for by `/penstock/*`, salts and KV pulls; empty: `/penstock/*` on loopback only, and no salts."""
     redis_url: str = ""
     """May hold a password. Empty: no registry, the worker is reached by its URL only."""
+    ray_token: str = ""
+    """Asked for by the Ray of a gang; empty: that Ray asks for nothing."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,6 +47,18 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     role: Role = Role.BOTH
     pool: str = "default"
     engine: str = "sim"
+    engine_host: str = "process"
+    """`process`: the engine lives in this process; `ray`: in a Ray of the replica's own, which may span Pods (a gang)."""
+    gang_size: int = 1
+    """`ray` only: processes (Pods) of the replica."""
+    gang_rank: int = 0
+    """`ray` only: which of them this is; 0 leads, the others join it."""
+    gang_leader: str = ""
+    """`ray` only: `host:port` of the leader's gang page, for ranks above 0."""
+    gang_port: int = 8_001
+    """`ray` only: where the gang page (probes, and news for the gang) listens."""
+    gang_gpus: int = 0
+    """`ray` only: GPUs that each rank of the engine holds."""
     host: str = "127.0.0.1"
     """Address to listen on; empty: every one of the family (IPv4 or IPv6) of `advertise_host`."""
     port: int = 0
@@ -113,6 +128,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         check_ranges(self, RANGES)
         check_one_of("engine", self.engine, ENGINES)
         check_one_of("connector", self.connector, CONNECTORS)
+        check_one_of("engine_host", self.engine_host, ENGINE_HOSTS)
         check_one_of("log_level", self.log_level, LOG_LEVELS)
         if not self.id or not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in self.id):
             raise ConfigError(f"id is {self.id!r}; allowed: letters, digits, '.', '_' and '-', at least one")
@@ -120,6 +136,12 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError(f"model is {self.model!r}; allowed: a name without braces")
         if self.advertise_url and not self.advertise_url.startswith(("http://", "https://")):
             raise ConfigError(f"advertise_url is {self.advertise_url!r}; allowed: http://host:port or https://host:port")
+        if self.gang_rank >= self.gang_size:
+            raise ConfigError(f"gang_rank is {self.gang_rank}; allowed: 0 to {self.gang_size - 1} (gang_size is {self.gang_size})")
+        if self.gang_rank and not self.gang_leader.rpartition(":")[2].isdecimal():
+            raise ConfigError(f"gang_leader is {self.gang_leader!r}; allowed: host:port where gang_rank is above 0")
+        if self.gang_size > 1 and self.engine_host != "ray":
+            raise ConfigError(f"gang_size is {self.gang_size}; allowed: 1 where engine_host is {self.engine_host}")
         self.timing()
         if self.engine == "vllm":
             self._check_vllm()
@@ -147,6 +169,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Where to listen."""
         return self.host or ("::" if ":" in self.advertise_host else "0.0.0.0")  # noqa: S104 -- asked for by the empty setting
 
+    @property
+    def node_address(self) -> str:
+        """This Pod's own address, at which the others of its gang reach it."""
+        return self.advertise_host or self.host or "127.0.0.1"
+
     def url(self, bound: str, port: int) -> str:
         """What routers use once the worker listens on `bound`."""
         host = self.advertise_host or bound
@@ -160,6 +187,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 RANGES: dict[str, tuple[float, float, str]] = {
     "port": (0, 65_535, ""),
+    "gang_size": (1, 64, "processes"),
+    "gang_rank": (0, 63, ""),
+    "gang_port": (0, 65_535, ""),
+    "gang_gpus": (0, 64, "GPUs"),
     "speed": (0.01, 1_000, "times"),
     "kv_tokens": (2, 1 << 32, "tokens"),
     "block_tokens": (1, 1_024, "tokens"),
@@ -188,10 +219,18 @@ def load_config(path: Path | None, settings: Mapping[str, Any]) -> WorkerConfig:
 def load_secrets(environ: Mapping[str, str]) -> WorkerSecrets:
     """Secrets from the environment or the files it names. Raises ConfigError, never quoting one."""
     chunk_secret = parse_chunk_secret(read_secret(environ, CHUNK_SECRET))
-    return WorkerSecrets(chunk_secret, read_secret(environ, FLEET_TOKEN), read_secret(environ, REDIS_URL))
+    return WorkerSecrets(
+        chunk_secret, read_secret(environ, FLEET_TOKEN), read_secret(environ, REDIS_URL), ray_token=read_secret(environ, RAY_TOKEN)
+    )
 
 
 def secrets_environment(secrets: WorkerSecrets) -> dict[str, str]:
     """The inverse of `load_secrets`, for a worker's own process."""
     chunk_secret = f"{secrets.chunk_secret:x}" if secrets.chunk_secret else ""
-    return {CHUNK_SECRET: chunk_secret, FLEET_TOKEN: secrets.fleet_token, REDIS_URL: secrets.redis_url}
+    own = {CHUNK_SECRET: chunk_secret, FLEET_TOKEN: secrets.fleet_token, REDIS_URL: secrets.redis_url}
+    return own | ({RAY_TOKEN: secrets.ray_token} if secrets.ray_token else {})
+
+
+def ray_environment(secrets: WorkerSecrets) -> dict[str, str]:
+    """What Ray's processes are told: to ask for the gang's token where there is one, and to tell nobody that they run."""
+    return {"RAY_USAGE_STATS_ENABLED": "0"} | ({"RAY_AUTH_MODE": "token", RAY_TOKEN: secrets.ray_token} if secrets.ray_token else {})

@@ -2,15 +2,18 @@
 
 Implements `worker_host.WorkerHost` for the fleet, which restarts what ended under a new epoch. The worker's HTTP server runs in the
 actor's own event loop; no request and no token passes through Ray. Ray is started here, private to this process (own namespace and
-temporary folder, no dashboard, never a cluster that happens to be around), and ended here.
+temporary folder, no dashboard, never a cluster that happens to be around), and ended here. For a gang (`RayNode.ranks`) the other
+Pods join it, and a worker has an actor in each: all of them or none.
 """
 
 import asyncio
 import logging
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,17 +26,34 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from penstock_worker.assembly import build_host
 from penstock_worker.config import WorkerConfig, WorkerSecrets, load_secrets, secrets_environment
+from penstock_worker.gang import RAY_OBJECT_STORE_BYTES, rank_resource
 from penstock_worker.worker_host import StartFailed
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-OBJECT_STORE_BYTES = 80 * 1024 * 1024
-"""Ray's least, nearly: nothing of ours goes through the object store."""
 _CPUS = 1
 _CPUS_PER_WORKER = 0.01
 """Ray's count of CPUs only bounds how many workers it places (100) and how many idle processes it starts ahead (1)."""
 _KILL_WAIT_S = 10.0
+_GANG_HEALTH = {"health_check_initial_delay_ms": 2_000, "health_check_period_ms": 1_000, "health_check_failure_threshold": 5}
+"""A Pod that is gone without a word is missed after some seconds, not after Ray's half minute."""
+
+
+class RayNode(msgspec.Struct, frozen=True):
+    """This process's part of a gang's Ray. `ranks` 0: there is no gang, all workers are on this machine."""
+
+    address: str = ""
+    """At which the other Pods reach this one."""
+    ranks: int = 0
+    gpus: int = 0
+    """Of each rank."""
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """The places that one worker takes."""
+        ranked = [{rank_resource(rank): 1.0} | ({"GPU": float(self.gpus)} if self.gpus else {}) for rank in range(self.ranks)]
+        return [{"CPU": _CPUS_PER_WORKER} | extra for extra in (ranked or [{}])]
 
 
 class WorkerActor:
@@ -69,16 +89,33 @@ class WorkerActor:
             await self._host.stop()
 
 
+class RankActor:
+    """One rank of a gang beside the leading one: what an engine runs in that Pod lives and dies with it. The sim engine runs nothing."""
+
+    async def start(self) -> int:
+        """Process id, once the rank is up."""
+        return os.getpid()
+
+    async def run(self) -> None:
+        """Never returns; the call fails when the process is gone."""
+        await asyncio.Event().wait()
+
+
 class RayHost:
     """See the module. All calls into Ray are made by one thread that lives as long as this object: Ray's processes end with it."""
 
-    def __init__(self, folder: Path, secrets: WorkerSecrets) -> None:
-        """Logs of the workers lie under `folder`."""
+    def __init__(self, folder: Path, secrets: WorkerSecrets, *, node: RayNode | None = None, log_path: Path | None = None) -> None:
+        """Logs of the workers lie under `folder`, or all go to `log_path`."""
         self._folder = folder
         self._secrets = secrets
+        self._node = node or RayNode()
+        self._log_path = log_path
+        self.address = ""
+        """Where Ray's head is, `host:port`; empty until `open`."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
         self._started: list[RayWorker] = []
         self._temporary: str | None = None
+        self._closed = False
 
     async def open(self) -> None:
         """Start Ray: 4 to 10 seconds. Raises StartFailed."""
@@ -86,12 +123,13 @@ class RayHost:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._temporary = tempfile.mkdtemp(prefix="penstock-ray-")  # short: Ray's sockets lie in it, and paths of sockets are short
             await self.call(self._init)
+            _take_signals_back()
         except (OSError, RuntimeError, ValueError, ConnectionError) as error:
             raise StartFailed(f"Ray cannot be started: {error}") from error
 
     async def start(self, config: WorkerConfig) -> "RayWorker":
         """Start one actor; it becomes ready by itself."""
-        log_path = str((self._folder / f"{config.id}.log").absolute())
+        log_path = str((self._log_path or self._folder / f"{config.id}.log").absolute())
         try:
             worker = await self.call(lambda: self._make(config, log_path))
         except (ValueError, ray.exceptions.RayError) as error:  # ValueError: the name of a dead actor is not free yet
@@ -100,10 +138,13 @@ class RayHost:
         return worker
 
     async def aclose(self) -> None:
-        """Stop all workers and Ray."""
+        """Stop all workers and Ray. Twice does nothing."""
+        if self._closed:
+            return
         await asyncio.gather(*(worker.stop(0.0) for worker in self._started))
         self._started.clear()
         await self.call(ray.shutdown)
+        self._closed = True
         self._thread.shutdown(wait=False)
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
@@ -117,51 +158,62 @@ class RayHost:
             raise RuntimeError("this process is connected to a Ray already; Penstock's must be its own")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         logging.getLogger("ray").setLevel(logging.ERROR)  # advice about its signal handlers and tokens is not for our users
+        gang: dict[str, Any] = {"_node_ip_address": self._node.address, "resources": {rank_resource(0): 1}, "_system_config": _GANG_HEALTH}
         ray.init(
             address="local",  # a new one, whatever RAY_ADDRESS says
             namespace=f"penstock-{os.getpid()}",
             num_cpus=_CPUS,
-            num_gpus=0,
-            object_store_memory=OBJECT_STORE_BYTES,
+            num_gpus=self._node.gpus,
+            object_store_memory=RAY_OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
             _temp_dir=self._temporary,
+            **(gang if self._node.ranks else {}),
         )
+        self.address = ray.get_runtime_context().gcs_address
 
     def _make(self, config: WorkerConfig, log_path: str) -> "RayWorker":
-        bundle = {"CPU": _CPUS_PER_WORKER}
-        group = placement_group([bundle], strategy="STRICT_PACK", name=config.id)
-        options = {
-            "name": config.id,
-            "num_cpus": _CPUS_PER_WORKER,
-            "max_restarts": 0,  # the fleet restarts, with back-off and a new epoch
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=group),
-        }
+        bundles = self._node.bundles
+        group = placement_group(bundles, strategy="STRICT_SPREAD" if len(bundles) > 1 else "STRICT_PACK", name=config.id)
+
+        def options(rank: int) -> dict[str, Any]:
+            return {
+                "num_cpus": _CPUS_PER_WORKER,
+                "num_gpus": self._node.gpus,
+                "max_restarts": 0,  # the fleet restarts, with back-off and a new epoch
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=rank),
+            }
+
         try:
-            actor = (
-                ray.remote(WorkerActor).options(**options).remote(msgspec.json.encode(config), secrets_environment(self._secrets), log_path)
-            )
+            told = (msgspec.json.encode(config), secrets_environment(self._secrets), log_path)
+            actor = ray.remote(WorkerActor).options(name=config.id, **options(0)).remote(*told)
+            ranks = [ray.remote(RankActor).options(**options(rank)).remote() for rank in range(1, len(bundles))]
         except BaseException:
             remove_placement_group(group)
             raise
-        return RayWorker(self, actor, group)
+        return RayWorker(self, actor, group, ranks)
 
 
 class RayWorker:
-    """One actor; implements `worker_host.StartedWorker`. Made in Ray's thread."""
+    """One worker: its actor, and those of its other ranks. Implements `worker_host.StartedWorker`. Made in Ray's thread."""
 
-    def __init__(self, host: RayHost, actor: Any, group: Any) -> None:
+    def __init__(self, host: RayHost, actor: Any, group: Any, ranks: Sequence[Any] = ()) -> None:
         self._host = host
         self._actor = actor
+        self._ranks = ranks
         self._group = group
         self._stopped = False
         self._ready: Future[tuple[int, str]] = actor.start.remote().future()
+        self._ranks_up: list[Future[int]] = [rank.start.remote().future() for rank in ranks]
+        self._ranks_run: list[Future[None]] = [rank.run.remote().future() for rank in ranks]  # done: that rank is gone
 
     @property
     def ended(self) -> bool:
-        # The kernel is asked, not Ray: it knows first, and Ray's own news would be one more call open for the actor's life.
-        return self._stopped or (self._ready.done() and (self._ready.exception() is not None or not _lives(self._ready.result()[0])))
+        # Of the actor here the kernel is asked, not Ray: it knows first. Of ranks elsewhere only Ray can tell.
+        if self._stopped or any(rank.done() for rank in self._ranks_run):
+            return True
+        return self._ready.done() and (self._ready.exception() is not None or not _lives(self._ready.result()[0]))
 
     @property
     def pid(self) -> int | None:
@@ -169,7 +221,8 @@ class RayWorker:
 
     @property
     def url(self) -> str | None:
-        return self._ready.result()[1] if self._came_up and not self.ended else None
+        up = self._came_up and all(rank.done() for rank in self._ranks_up)
+        return self._ready.result()[1] if up and not self.ended else None
 
     @property
     def _came_up(self) -> bool:
@@ -178,6 +231,9 @@ class RayWorker:
     def why(self) -> str:
         if self._ready.done() and self._ready.exception() is not None:
             return str(self._ready.exception())
+        for number, rank in enumerate(self._ranks_run, start=1):
+            if rank.done():
+                return f"rank {number} is gone: {rank.exception()}"
         return "stopped" if self._stopped else f"process {self.pid} is gone"
 
     async def stop(self, timeout_s: float) -> None:
@@ -196,7 +252,8 @@ class RayWorker:
         await self._gone()
 
     def _end(self) -> None:
-        ray.kill(self._actor, no_restart=True)
+        for actor in (self._actor, *self._ranks):
+            ray.kill(actor, no_restart=True)
         remove_placement_group(self._group)
 
     async def _gone(self) -> None:
@@ -209,6 +266,14 @@ class RayWorker:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             log.warning("a worker's process does not end", extra={"facts": {"pid": self.pid}})
+
+
+def _take_signals_back() -> None:
+    """Ray puts handlers of its own before ours: after a SIGTERM they print a trace and abort this process 3 s later, drained or not."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.getsignal(number))
+            signal.siginterrupt(number, False)
 
 
 def _lives(pid: int) -> bool:

@@ -5,8 +5,6 @@ is no longer wanted is told from one that somebody else has added.
 """
 
 import base64
-import hashlib
-import hmac
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +16,7 @@ from penstock_operator import names
 from penstock_operator.config import OperatorConfig, OperatorSecrets
 from penstock_operator.kinds import DISRUPTION_BUDGET, MODEL_SERVICE, NETWORK_POLICY, REVISION, SECRET, SERVICE, WORKER_POOL, ObjectKind
 from penstock_operator.render.pod import PORT, Template, owner, pool_labels, service_labels
+from penstock_operator.render.secret import secret_values
 
 _HANDED_DOWN = ("model", "engine", "slo", "transfer", "rollout", "drain")
 """Fields that a WorkerPool has from its ModelService."""
@@ -78,16 +77,9 @@ def disruption_budget(service: Mapping[str, Any], pool: Pool, size: int, desired
 
 
 def secret(service: Mapping[str, Any], secrets: OperatorSecrets) -> dict[str, Any]:
-    """What workers must know. The Ray token is derived, so that writing it again writes the same."""
+    """What workers must know."""
     metadata = service["metadata"]
-    ray_token = hmac.new(f"ray/{secrets.fleet_token}".encode(), metadata["uid"].encode(), hashlib.sha256).hexdigest()
-    values = {
-        "fleet-token": secrets.fleet_token,
-        "chunk-secret": secrets.chunk_secret,
-        "redis-url": secrets.redis_url,
-        "ray-token": ray_token if secrets.fleet_token else "",
-    }
-    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items() if value}
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in secret_values(metadata["uid"], secrets).items()}
     name = metadata["name"]
     return _child(service, SECRET, names.workers_object(name), service_labels(name), {"type": "Opaque", "data": data}, hashed=False)
 

@@ -10,14 +10,18 @@ from typing import Any
 import msgspec
 from penstock_core.api import ModelServiceSpec
 from penstock_core.api_parts import EnvVar, Pool
-from penstock_core.api_terms import EngineType
+from penstock_core.api_terms import EngineHost, EngineType
 
 from penstock_operator import names
-from penstock_operator.config import OperatorConfig
+from penstock_operator.config import OperatorConfig, OperatorSecrets
 from penstock_operator.kinds import POD, WORKER_POOL
 from penstock_operator.render.merge import merge_template
+from penstock_operator.render.secret import secret_digest, secret_env
 
 PORT = 8000
+GANG_PORT = 8001
+"""Where each Pod answers probes, and a gang's leading Pod the others, if Ray hosts the engine: the worker's own port comes and goes with
+the engine there."""
 CONTAINER = "worker"
 GRACE_S = 15
 """Beyond the drain's deadline, to leave the registry and to end."""
@@ -26,14 +30,8 @@ _MODEL_PATH = "/model"
 _START_S = 3_600
 """Weights may take this long to load."""
 _POLL_S = 5
-
-SECRET_ENV = {
-    "PENSTOCK_FLEET_TOKEN": "fleet-token",
-    "PENSTOCK_CHUNK_SECRET": "chunk-secret",
-    "PENSTOCK_REDIS_URL": "redis-url",
-    "RAY_AUTH_TOKEN": "ray-token",
-}
-"""Environment variable → key of the workers' Secret."""
+_RANK, _LEADER = "PENSTOCK_GANG_RANK", "PENSTOCK_GANG_LEADER"
+"""Environment variables in which the Pods of one gang differ."""
 
 
 class Template(msgspec.Struct, frozen=True):
@@ -54,9 +52,12 @@ def kv_generation(spec: ModelServiceSpec, config: OperatorConfig) -> str:
     )
 
 
-def render_template(service: str, spec: ModelServiceSpec, pool: Pool, pod_template: Mapping[str, Any], config: OperatorConfig) -> Template:
+def render_template(
+    service: str, spec: ModelServiceSpec, pool: Pool, pod_template: Mapping[str, Any], config: OperatorConfig, secrets: OperatorSecrets
+) -> Template:
     """The Pod template of one pool. `pod_template` is the user's, as it stands in the resource (nulls kept)."""
     generation = kv_generation(spec, config)
+    size = max(1, pool.pods_per_replica)
     labels = {**pool_labels(service, pool), names.KV_GENERATION_LABEL: generation}
     pod_spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
@@ -69,12 +70,13 @@ def render_template(service: str, spec: ModelServiceSpec, pool: Pool, pod_templa
             "fsGroup": _USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(service, spec, pool, generation, config)],
+        "containers": [_container(service, spec, pool, generation, config, secrets)],
         "volumes": _volumes(spec),
     }
-    body = merge_template({"metadata": {"labels": labels}, "spec": pod_spec}, pod_template)
+    digest = secret_digest(secrets)
+    annotations = {"annotations": {names.SECRETS_ANNOTATION: digest}} if digest else {}
+    body = merge_template({"metadata": {"labels": labels, **annotations}, "spec": pod_spec}, pod_template)
     body["metadata"]["labels"] = {**body["metadata"].get("labels", {}), **labels}
-    size = max(1, pool.pods_per_replica)
     return Template(body=body, hash=names.digest([body, size]), kv_generation=generation, size=size)
 
 
@@ -101,9 +103,8 @@ def instantiate(template: Template, *, namespace: str, service: str, pool: str, 
     spec = msgspec.json.decode(msgspec.json.encode(template.body["spec"]))
     spec |= {"hostname": name, "subdomain": names.workers_object(service)}
     gang = [
-        {"name": "PENSTOCK_GANG_SIZE", "value": str(template.size)},
-        {"name": "PENSTOCK_GANG_RANK", "value": str(rank)},
-        {"name": "PENSTOCK_GANG_LEADER", "value": f"{leader}.{names.workers_object(service)}.{namespace}.svc"},
+        {"name": _RANK, "value": str(rank)},
+        {"name": _LEADER, "value": f"{leader}.{names.workers_object(service)}.{namespace}.svc"},
     ]
     for container in spec["containers"]:
         if container["name"] == CONTAINER and template.size > 1:
@@ -128,19 +129,25 @@ def owner(api_version: str, kind: str, name: str, uid: str) -> dict[str, Any]:
     return {"apiVersion": api_version, "kind": kind, "name": name, "uid": uid, "controller": True, "blockOwnerDeletion": True}
 
 
-def _container(service: str, spec: ModelServiceSpec, pool: Pool, generation: str, config: OperatorConfig) -> dict[str, Any]:
-    health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
+def _container(
+    service: str, spec: ModelServiceSpec, pool: Pool, generation: str, config: OperatorConfig, secrets: OperatorSecrets
+) -> dict[str, Any]:
+    ray = spec.engine.host is EngineHost.RAY
+    ports = [{"name": "http", "containerPort": PORT, "protocol": "TCP"}]
+    if ray:
+        ports.append({"name": "gang", "containerPort": GANG_PORT, "protocol": "TCP"})
+    serves, lives = (("/readyz", "gang"), ("/livez", "gang")) if ray else (("/health", "http"), ("/health", "http"))
     return {
         "name": CONTAINER,
         "image": spec.engine.image or config.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["penstock", "worker"],
         "args": [*_args(spec, pool, generation), *(literal(text) for text in spec.engine.args)],
-        "env": _env(service, spec),
-        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-        "startupProbe": {**health, "periodSeconds": _POLL_S, "failureThreshold": _START_S // _POLL_S},
-        "readinessProbe": {**health, "periodSeconds": _POLL_S, "failureThreshold": 3},
-        "livenessProbe": {**health, "periodSeconds": 10, "failureThreshold": 6},
+        "env": _env(service, spec, secrets),
+        "ports": ports,
+        "startupProbe": _probe(serves, _POLL_S, _START_S // _POLL_S),
+        "readinessProbe": _probe(serves, _POLL_S, 3),
+        "livenessProbe": _probe(lives, 10, 6),
         "resources": _resources(spec, pool),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -149,6 +156,11 @@ def _container(service: str, spec: ModelServiceSpec, pool: Pool, generation: str
         },
         "volumeMounts": _mounts(spec),
     }
+
+
+def _probe(asked: tuple[str, str], period_s: int, failures: int) -> dict[str, Any]:
+    path, port = asked
+    return {"httpGet": {"path": path, "port": port}, "timeoutSeconds": 5, "periodSeconds": period_s, "failureThreshold": failures}
 
 
 def literal(text: str) -> str:
@@ -166,6 +178,12 @@ def _args(spec: ModelServiceSpec, pool: Pool, generation: str) -> list[str]:
         "kv_claim_seconds": str(spec.transfer.claim_seconds),
         "drain_s": str(spec.drain.deadline_seconds),
     }
+    if spec.engine.host is EngineHost.RAY:
+        settings |= {"engine_host": "ray", "gang_port": str(GANG_PORT), "gang_size": str(max(1, pool.pods_per_replica))}
+        if pool.accelerator is not None and pool.accelerator.resource_name.endswith("/gpu"):
+            settings["gang_gpus"] = str(pool.accelerator.count)
+        if pool.pods_per_replica > 1:
+            settings |= {"gang_rank": f"$({_RANK})", "gang_leader": f"$({_LEADER}):{GANG_PORT}"}
     if spec.engine.profile_name:
         settings["profile"] = literal(spec.engine.profile_name)
     told = ["--id", "$(POD_UID)", "--role", pool.role.worker_role.value, "--model", literal(spec.model.name)]
@@ -175,17 +193,14 @@ def _args(spec: ModelServiceSpec, pool: Pool, generation: str) -> list[str]:
     return told
 
 
-def _env(service: str, spec: ModelServiceSpec) -> list[dict[str, Any]]:
-    secret = names.workers_object(service)
+def _env(service: str, spec: ModelServiceSpec, secrets: OperatorSecrets) -> list[dict[str, Any]]:
     env: list[dict[str, Any]] = [
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 -- the one writable folder of a read-only root
     ]
-    env += [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}} for name, key in SECRET_ENV.items()
-    ]
+    env += secret_env(names.workers_object(service), secrets, ray=spec.engine.host is EngineHost.RAY)
     source = spec.model.source
     if source.pvc is not None:
         env.append({"name": "PENSTOCK_MODEL_PATH", "value": f"{_MODEL_PATH}/{source.pvc.path.strip('/')}".rstrip("/")})
@@ -208,12 +223,12 @@ def _resources(spec: ModelServiceSpec, pool: Pool) -> dict[str, Any]:
     if pool.accelerator is not None:
         return {"limits": {pool.accelerator.resource_name: str(pool.accelerator.count)}}
     if spec.engine.type is EngineType.SIM:
-        return {"requests": {"cpu": "100m", "memory": "256Mi"}}
+        return {"requests": {"cpu": "100m", "memory": "1Gi" if spec.engine.host is EngineHost.RAY else "256Mi"}}
     return {}
 
 
 def _volumes(spec: ModelServiceSpec) -> list[dict[str, Any]]:
-    shared = "64Mi" if spec.engine.type is EngineType.SIM else "8Gi"
+    shared = "8Gi" if spec.engine.type is not EngineType.SIM else "128Mi" if spec.engine.host is EngineHost.RAY else "64Mi"
     volumes: list[dict[str, Any]] = [
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared}},
         {"name": "tmp", "emptyDir": {}},
