@@ -27,6 +27,7 @@ def _within(wanted: Any, live: Any) -> bool:
             (value is None and live.get(name) is None)
             or (name == "ownerReferences" and all(one in (live.get(name) or ()) for one in value))
             or (name in live and (live[name] == value if name in _WHOLE else _within(value, live[name])))
+            or (name == "conditions" and isinstance(value, list) and _each_within(value, live.get(name)))
             or (name not in live and value in ({}, []))
             for name, value in wanted.items()
         )
@@ -37,6 +38,12 @@ def _within(wanted: Any, live: Any) -> bool:
             and all(_within(one, other) for one, other in zip(wanted, live, strict=True))
         )
     return bool(wanted == live)
+
+
+def _each_within(wanted: list[Any], live: Any) -> bool:
+    """Conditions are a map by their type: another controller may have added its own."""
+    there = {one.get("type"): one for one in live or ()}
+    return all(one["type"] in there and _within(one, there[one["type"]]) for one in wanted)
 
 
 def pod_differs(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:

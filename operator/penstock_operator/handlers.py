@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _RESTART_S = 2.0
 _STOP_S = 10.0
+_CANCELS = 5
 
 
 class _Endless:
@@ -74,7 +75,8 @@ class Watches:
                 log.warning("watching starts anew", extra={"facts": {"restarts": self.restarts}})
 
     async def _watch(self) -> None:
-        await kopf.operator(
+        """Until told to stop, or until any part of Kopf has ended: the rest would wait for it, deaf, for minutes or for ever."""
+        parts = await kopf.spawn_tasks(
             registry=self._registry(),
             settings=settings(),
             standalone=True,
@@ -82,6 +84,16 @@ class Watches:
             namespaces=[self._namespace] if self._namespace else [],
             stop_flag=self._stop,
         )
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for part in done:
+            if not self._stop.is_set() and not part.cancelled():
+                log.error("a part of Kopf has ended", extra={"facts": {"part": part.get_name()}}, exc_info=part.exception())
+        for _ in range(_CANCELS):  # it takes a cancellation for a lost connection now and then, and goes on
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            if others:
+                await asyncio.wait(others, timeout=1.0)
 
     def _registry(self) -> kopf.OperatorRegistry:
         """Kopf watches the kinds that have a handler; no event comes to it, `watch_session` takes them all."""
@@ -125,6 +137,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.scanning.disabled = True  # no right to list CRDs and namespaces is needed; our kinds are there before we start
     chosen.watching.server_timeout = 300
     chosen.watching.connect_timeout = 10
+    chosen.watching.reconnect_backoff = 1.0  # a watch that fails at once, again and again, lists once a second
     chosen.watching.chunk_size = 500
     chosen.networking.request_timeout = 30
     chosen.networking.error_backoffs = _Endless()

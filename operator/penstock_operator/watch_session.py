@@ -2,16 +2,21 @@
 
 Kopf hands its handlers single events and tells nobody where a listing begins or ends, so an object deleted while a watch was down
 would never be missed; and each event costs it a task, three copies and a logger. Here each page of a listing and each event goes to
-the operator; Kopf sees empty pages and, for each chunk of events, one bookmark with its last version, from which it resumes. Errors
-and bookmarks reach it as they are: when to watch again, and from where, stays its business. `handlers` makes the sessions.
+the operator; Kopf sees empty pages and, for each chunk of events, one bookmark with its last version, from which it resumes. When to
+watch again, and from where, stays its business; but of errors in a stream it survives "410 Gone" alone, by listing anew, so every other
+one, and every line that is no event, is made one of these. `handlers` makes the sessions.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
 
+log = logging.getLogger(__name__)
+
+_GONE = b'{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"the watch failed"}}\n'
 Event = tuple[str, dict[str, Any]]
 """ADDED, MODIFIED or DELETED, and the object. All callbacks are called in Kopf's thread, with the path of the collection."""
 
@@ -38,15 +43,22 @@ _decode = msgspec.json.Decoder(_Line).decode
 
 
 def taken(lines: bytes) -> tuple[list[Event], bytes]:
-    """The events in whole lines of a stream, and what is left for Kopf: other lines as they are, a bookmark for events."""
+    """The events in whole lines of a stream, and what is left for Kopf: a bookmark for events, bookmarks, and `_GONE` for all that fails."""
     events: list[Event] = []
     left = []
     for line in lines.splitlines():
         if not line:
             continue
-        said = _decode(line)
+        try:
+            said = _decode(line)
+        except msgspec.DecodeError as error:
+            said = _Line("ERROR", {"message": f"no event: {error}"})
         if said.type in ("ADDED", "MODIFIED", "DELETED"):
             events.append((said.type, said.object))
+        elif said.type == "ERROR":
+            log.warning("a watch failed; everything is listed anew", extra={"facts": {"said": str(said.object)[:500]}})
+            left.append(_GONE)
+            break
         else:
             left.append(line + b"\n")
     if events:
@@ -78,6 +90,8 @@ class _Stream:
                 self._listeners.changed(self._path, events)
             if left:
                 yield left
+            if left.endswith(_GONE):
+                return
 
 
 def response_class(paths: Mapping[str, str], listeners: Listeners) -> type[aiohttp.ClientResponse]:

@@ -124,7 +124,7 @@ class RayHost:
             self._temporary = tempfile.mkdtemp(prefix="penstock-ray-")  # short: Ray's sockets lie in it, and paths of sockets are short
             await self.call(self._init)
             _take_signals_back()
-        except (OSError, RuntimeError, ValueError, ConnectionError) as error:
+        except Exception as error:  # a bare one is what Ray raises where its node is not up within 30 s
             raise StartFailed(f"Ray cannot be started: {error}") from error
 
     async def start(self, config: WorkerConfig) -> "RayWorker":

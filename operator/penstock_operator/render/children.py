@@ -126,5 +126,6 @@ def _child(
         },
         **fields,
     }
-    body["metadata"]["annotations"] = {names.APPLIED_ANNOTATION: names.digest([labels, fields])} if hashed else {}
+    if hashed:  # an empty mapping would own all annotations, those of others too
+        body["metadata"]["annotations"] = {names.APPLIED_ANNOTATION: names.digest([labels, fields])}
     return body
