@@ -43,7 +43,7 @@ _decode = msgspec.json.Decoder(_Line).decode
 
 
 def taken(lines: bytes) -> tuple[list[Event], bytes]:
-    """The events in whole lines of a stream, and what is left for Kopf: a bookmark for events, bookmarks, and `_GONE` for all that fails."""
+    """The events in whole lines of a stream, and what is left for Kopf: a bookmark for events, bookmarks, `_GONE` for all that fails."""
     events: list[Event] = []
     left = []
     for line in lines.splitlines():
