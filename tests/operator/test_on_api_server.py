@@ -81,7 +81,7 @@ def test_a_model_service_becomes_pods_and_ready(running: Any) -> None:
     assert len(view.pods("prefill")) == len(view.pods("decode")) == 2
     wait_until("complete", lambda: view.condition("Progressing")["reason"] == "Complete")
     types = {c["type"] for c in view.service()["status"]["conditions"]}
-    assert types == {"Ready", "PoolsReady", "Progressing", "Draining", "SpecValid"}
+    assert types == {"Ready", "PoolsReady", "Progressing", "Draining", "SpecValid", "ScalingActive"}
     scale = view.get(f"{OURS}//workerpools/llama-decode/scale")
     wait_until("scale", lambda: view.get(f"{OURS}//workerpools/llama-decode/scale")["status"]["replicas"] == 2)
     selected = view.plane.client.get(f"{CORE}/namespaces/{view.namespace}/pods", params={"labelSelector": scale["status"]["selector"]})
