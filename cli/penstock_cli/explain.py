@@ -6,12 +6,26 @@ It shows what the router kept of its decisions (`GET /admin/decisions`). The ter
 from collections.abc import Sequence
 from typing import Any
 
+from penstock_core.errors import PenstockError
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from penstock_cli.data_folder import DataFolder
+from penstock_cli.router_admin import ask
+
 _NONE = "–"
+
+
+def local_explain(folder: DataFolder, url: str | None, request_id: str | None, last: int) -> tuple[dict[str, Any], list[Any]]:
+    """What the router kept, for scripts, and the same as tables. Raises NoRouter; PenstockError for a request it has not."""
+    query: dict[str, str | int] = {"limit": last} if request_id is None else {"limit": last, "request_id": request_id}
+    found = ask(folder, url, "/admin/decisions", query)
+    decisions = found["decisions"]
+    if request_id is not None and not decisions:
+        raise PenstockError(f"request_id is {request_id!r}; the router keeps its last decisions only, and this is not among them")
+    return found, [overview(decisions), *(detail(decision) for decision in decisions if request_id is not None)]
 
 
 def overview(decisions: Sequence[dict[str, Any]]) -> Table:

@@ -14,6 +14,7 @@ import typer
 from penstock_core.errors import PenstockError
 from penstock_router.policy_names import ALLOWED
 
+from penstock_cli.looking import Data, doctor, explain, status
 from penstock_cli.machine_code import use_shipped
 from penstock_cli.simulate import simulate
 
@@ -23,9 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_FILE_WIDTH = 180
-"""Columns of a table that goes to no terminal."""
 
 
 class EngineName(StrEnum):
@@ -41,11 +39,6 @@ class Host(StrEnum):
     AUTO = "auto"
     RAY = "ray"
     PROCESS = "process"
-
-
-Data = Annotated[Path | None, typer.Option("--data", help="Data folder: secrets and logs. [default: $PENSTOCK_DATA or .penstock/data]")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Url = Annotated[str | None, typer.Option("--url", help="Router to ask. [default: the one of the data folder]")]
 
 
 @app.command()
@@ -99,64 +92,9 @@ def up(
     raise typer.Exit(run_up(plan, chosen(data)))
 
 
-@app.command()
-def status(data: Data = None, url: Url = None, as_json: Json = False) -> None:
-    """Show the endpoints: role, load, KV use, lease."""
-    from penstock_cli.data_folder import chosen
-    from penstock_cli.router_admin import ask
-    from penstock_cli.status import add_leases, endpoints_table, models_line
-
-    folder = chosen(data)
-    found = ask(folder, url, "/admin/endpoints")
-    models, running = found["models"], folder.running()
-    missed = add_leases(models, running.redis_url) if running is not None and url is None else ""
-    _show(found, as_json, endpoints_table(models), models_line(models), *filter(None, [missed]))
-
-
-@app.command()
-def explain(
-    request_id: Annotated[str | None, typer.Argument(help="x-request-id of an answer; none: the last ones.")] = None,
-    last: Annotated[int, typer.Option(min=1, max=1000, help="How many decisions to list.")] = 10,
-    data: Data = None,
-    url: Url = None,
-    as_json: Json = False,
-) -> None:
-    """Show why requests went where they went."""
-    from penstock_cli.data_folder import chosen
-    from penstock_cli.explain import detail, overview
-    from penstock_cli.router_admin import ask
-
-    query: dict[str, str | int] = {"limit": last} if request_id is None else {"limit": last, "request_id": request_id}
-    found = ask(chosen(data), url, "/admin/decisions", query)
-    decisions = found["decisions"]
-    if request_id is not None and not decisions:
-        raise PenstockError(f"request_id is {request_id!r}; the router keeps its last decisions only, and this is not among them")
-    details = [detail(decision) for decision in decisions] if request_id is not None else []
-    _show(found, as_json, overview(decisions), *details)
-
-
-@app.command()
-def doctor(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port the router would take.")] = 8000,
-    data: Data = None,
-    as_json: Json = False,
-) -> None:
-    """Say what is missing on this machine and what to do about it."""
-    import msgspec
-    from rich.table import Table
-
-    from penstock_cli.data_folder import chosen
-    from penstock_cli.doctor import ADVICE, MISSING, OK, examine
-
-    findings = examine(chosen(data), port)
-    table = Table()
-    for heading in ("check", "", "found", "what to do"):
-        table.add_column(heading, overflow="fold")
-    colour = {OK: "green", ADVICE: "yellow", MISSING: "red"}
-    for finding in findings:
-        table.add_row(finding.name, finding.state, finding.found, finding.todo, style="" if finding.state == OK else colour[finding.state])
-    _show({"findings": msgspec.to_builtins(findings)}, as_json, table)
-    raise typer.Exit(any(finding.state == MISSING for finding in findings))
+app.command()(status)
+app.command()(explain)
+app.command()(doctor)
 
 
 @app.command()
@@ -254,20 +192,6 @@ def fill_secret(
 
 
 app.command()(simulate)
-
-
-def _show(found: dict[str, Any], as_json: bool, *tables: Any) -> None:
-    """Print what was found: as JSON for scripts, else as tables in which nothing is taken for markup."""
-    if as_json:
-        import msgspec
-
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
-        return
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
-    for table in tables:
-        console.print(table)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def ask(data: DataFolder, url: str | None, path: str, query: dict[str, str | int
         if running is None:
             raise NoRouter(
                 f"no `penstock up` runs with the data folder {str(data.path)!r}; "
-                "start one, name its folder with --data, or a router with --url"
+                "start one, name its folder with --data, a router with --url, or a cluster with --kubeconfig"
             )
         url = running.router_url
     key = os.environ.get(ADMIN_KEY_ENV) or data.admin_key()

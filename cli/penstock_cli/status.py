@@ -11,8 +11,19 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from penstock_cli.data_folder import DataFolder
+from penstock_cli.router_admin import ask
+
 _NONE = "–"
 _REDIS_S = 3.0
+
+
+def local_status(folder: DataFolder, url: str | None) -> tuple[dict[str, Any], list[Any]]:
+    """What the router says, for scripts, and the same as tables and lines. Raises NoRouter."""
+    found = ask(folder, url, "/admin/endpoints")
+    models, running = found["models"], folder.running()
+    missed = add_leases(models, running.redis_url) if running is not None and url is None else ""
+    return found, [endpoints_table(models), models_line(models), *filter(None, [missed])]
 
 
 def add_leases(models: Sequence[dict[str, Any]], redis_url: str) -> str:
@@ -69,7 +80,7 @@ def models_line(models: Sequence[dict[str, Any]]) -> str:
 def _row(endpoint: dict[str, Any]) -> tuple[str, ...]:
     load = endpoint.get("load") or {}
     return (
-        endpoint["id"],
+        endpoint.get("pod") or endpoint["id"],
         endpoint["role"],
         *(str(load.get(name, _NONE)) for name in ("running", "waiting", "prefill_tokens")),
         kv_use(load),
