@@ -59,6 +59,10 @@ def simulate(
     ] = Arrivals.STORED,
     requests: Annotated[int, typer.Option(min=0, help="Only the first so many; 0: all.")] = 0,
     profile: Annotated[str, typer.Option(help="Timing of the workers.")] = "polynomial-reference",
+    declared_speed: Annotated[
+        float, typer.Option(help="Workers say that they are so many times as fast as they are: a wrong profile for the router.")
+    ] = 1.0,
+    fitted: Annotated[bool, typer.Option(help="Correct declared profiles by measured passes.")] = True,
     transfer_gb_per_s: Annotated[float, typer.Option(help="Link of each prefill worker; inf: free; 0: the profile's.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Decides ties.")] = 0,
     one_by_one: Annotated[bool, typer.Option("--one-by-one", help="Place requests of one instant in order of arrival.")] = False,
@@ -83,6 +87,8 @@ def simulate(
     workload = _workload(trace, generate, arrivals, requests)
     loads = [workload.at_speed(one) for one in _speeds(speedup)]
     fleet = _fleet(workers, prefill, decode, mix, profile, transfer_gb_per_s)
+    if declared_speed != 1.0:
+        fleet = tuple(msgspec.structs.replace(spec, declared=spec.profile.at_speed(declared_speed)) for spec in fleet)
     slo = Slo(slo_ttft_ms / 1e3, slo_itl_ms / 1e3)
     names = [name.strip() for name in (compare or policy).split(",") if name.strip()]
     for name in names:
@@ -93,6 +99,7 @@ def simulate(
         seed=seed,
         longest_first=not one_by_one,
         together=not one_by_one,
+        fitted=fitted,
         report_lag_s=report_lag_ms / 1e3,
         index_lag_s=index_lag_ms / 1e3,
         routers=routers,

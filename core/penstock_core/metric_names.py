@@ -32,6 +32,33 @@ HIT_RATIO = Metric("penstock_router_prefix_hit_ratio", "histogram", ("model",), 
 TTFT_ERROR = Metric(
     "penstock_router_ttft_prediction_error_ratio", "histogram", ("model",), "(Measured - predicted) / predicted TTFT.", _ERROR_RATIO
 )
+FITTED = Metric(
+    "penstock_router_fitted_profile",
+    "gauge",
+    ("model", "pool", "profile", "phase"),
+    "1 while a profile fitted to measured passes is in force, 0 while the declared one is; phase: prefill, decode.",
+)
+FITTED_SCALE = Metric(
+    "penstock_router_fitted_profile_scale_ratio",
+    "gauge",
+    ("model", "pool", "profile", "phase"),
+    "Fitted over declared seconds, mean over the range of use, whether in force or not.",
+)
+FITTED_INTERVAL = Metric(
+    "penstock_router_fitted_profile_interval_ratio",
+    "gauge",
+    ("model", "pool", "profile", "phase"),
+    "Width of the fit's 90 % conformal interval over its estimate; absent with too few samples.",
+)
+LENGTH_CLASSES = Metric(
+    "penstock_router_length_classes_followed", "gauge", ("model",), "Classes of requests whose own distribution of output lengths is used."
+)
+LENGTHS_FORGOTTEN = Metric(
+    "penstock_router_lengths_forgotten_total",
+    "counter",
+    ("model",),
+    "How often the newest answers contradicted the learned output lengths, so that older ones were forgotten.",
+)
 CONFLICTS = Metric("penstock_router_booking_conflicts_total", "counter", (), "Bookings corrected by a worker's load report.")
 RETRIES = Metric("penstock_router_retries_total", "counter", ("reason",), "Placements given up for the next one before the first byte.")
 PREFILL_FALLBACK = Metric(

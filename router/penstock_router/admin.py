@@ -82,6 +82,11 @@ def admin_app(
         ]
         return {"decisions": [_decision(each, now) for each in found[:limit]]}
 
+    @app.get("/admin/learned", dependencies=[Depends(allowed)])
+    async def learned() -> dict[str, Any]:
+        """What is learned of each model: the profile in force per class of endpoints and why, and output lengths per class of requests."""
+        return {"models": [_learned(each) for each in directory.models.values()]}
+
     @app.post("/admin/drain", status_code=202, dependencies=[Depends(allowed)])
     async def begin_drain() -> dict[str, str]:
         """Say not ready, take no new connections, finish streams, exit: the same as SIGTERM."""
@@ -109,6 +114,14 @@ def _model(served: Served) -> dict[str, Any]:
             }
             for one in served.live
         ],
+    }
+
+
+def _learned(served: Served) -> dict[str, Any]:
+    return {
+        "model": served.name,
+        "profiles": [{**one._asdict(), "prefill": one.prefill._asdict(), "decode": one.decode._asdict()} for one in served.profiles],
+        "lengths": [one._asdict() for one in served.lengths.states()],
     }
 
 

@@ -29,6 +29,7 @@ from penstock_router.legs import Legs
 from penstock_router.metrics import UNKNOWN_MODEL, Figures, registry_of
 from penstock_router.openai import error_body
 from penstock_router.registered import RegisteredSource
+from penstock_router.scheduling import Options
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,13 @@ class Router:
         self.client = Client(
             ClientLimits(connect_timeout_s=config.connect_timeout_s, max_connections_per_origin=config.connections_per_endpoint)
         )
-        self.directory = Directory(policy=config.policy, figures=self.figures, prober=Prober(self.client), rng=rng)
+        self.directory = Directory(
+            policy=config.policy,
+            options=Options(fitted=config.fitted_profiles),
+            figures=self.figures,
+            prober=Prober(self.client),
+            rng=rng,
+        )
         legs = Legs(self.client, self.directory, fleet_token=secrets.fleet_token, head_timeout_s=config.head_timeout_s)
         deliverer = Deliverer(legs, self.figures, stall_timeout_s=config.stall_timeout_s)
         self.director = Director(

@@ -167,6 +167,10 @@ class Beliefs:
         self.row_cells[r * col.ROW + col.CELLS_USED] = len(owners)
         return tokens, span_s
 
+    def newest_owner(self, r: int) -> Streaming | None:
+        """The newest stream at row r that has had tokens; None where there is none."""
+        return next((one for one in reversed(self._owners[r]) if self.cells[one.cell + col.TOKENS] > 0.0), None)
+
     def _grow_cells(self) -> None:
         old = self.streams.shape[1]
         self.streams = np.concatenate([self.streams, np.zeros_like(self.streams)], axis=1)

@@ -42,6 +42,7 @@ class Booking:
         "_group",
         "_new",
         "_over",
+        "_passes",
         "_placed_s",
         "_prefill_kv",
         "_prefill_row",
@@ -61,6 +62,7 @@ class Booking:
         """Another router placed it: what is known of it comes late, and nothing is learned from its times."""
         self._scheduler = scheduler
         self._beliefs = scheduler.beliefs
+        self._passes = scheduler.passes
         self._ask = ask
         self._placed_s = now
         self._expected_s = 0.0  # predicted seconds from placing to the end of the prefill; 0: nothing predicted
@@ -81,6 +83,7 @@ class Booking:
         self._decode_row, self._new, self._decode_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
         self._context_at = r * col.ROW + col.CONTEXT
         self._beliefs.book(r, new_tokens, kv_tokens, now)
+        self._passes.placed(r, self, new_tokens, self._prompt - new_tokens, now)
         self._wait(r, now + self._ask.slo.ttft_s - self._ask.waited_s, self._ask.slo.itl_s)
 
     def take_prefill(self, r: int, new_tokens: float, kv_tokens: float, expected_s: float, now: float) -> None:
@@ -88,6 +91,7 @@ class Booking:
         self._prefill_row, self._new, self._prefill_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
         self._group = self._beliefs.row_cells[r * col.ROW + col.GROUP]
         self._beliefs.book(r, new_tokens, kv_tokens, now)
+        self._passes.placed(r, self, new_tokens, self._prompt - new_tokens, now)
         transfer_s = self._prompt * self._beliefs.row_cells[r * col.ROW + TRANSFER_TOKEN]
         self._wait(r, now + self._ask.slo.ttft_s - self._ask.waited_s - transfer_s, math.inf)
 
@@ -108,6 +112,7 @@ class Booking:
         self._decode_row, self._decode_kv = r, kv_tokens
         self._context_at = r * col.ROW + col.CONTEXT
         self._beliefs.book(r, 0.0, kv_tokens, now)
+        self._passes.pause(r)
         self._beliefs.add_streams(r, 1, self._prompt)
         self._streaming = True
 
@@ -144,6 +149,7 @@ class Booking:
         """The prefill leg has answered: its tokens are through."""
         if self._prefill_row < 0:
             return
+        self._passes.ended(self._prefill_row, self, now)
         kernel.computed(self._beliefs.rows, self._prefill_row, self._new, now)
         self._wait_over()
         self._new = 0.0
@@ -169,11 +175,13 @@ class Booking:
             return
         self.prefilled(now)  # a prefill leg whose answer came later than the first token, or is never looked at
         if not self._streaming:
+            self._passes.ended(r, self, now)
             self._computed_whole(r, now)
             self._beliefs.add_streams(r, 1, self._prompt)
             self._streaming = True
         self._beliefs.open_cell(r, self, now, self._ask.slo.itl_s, *self._length())
         self._beliefs.row_cells[self._context_at] += 1.0
+        self._passes.resume(r, self, now)
 
     def answered(self, now: float) -> None:
         """The answer came in one piece: its prompt is through, and there is no stream left that could be stalled. `done` follows."""
@@ -182,6 +190,7 @@ class Booking:
             return
         self.prefilled(now)
         if not self._streaming and self._new:  # the second time there is nothing left to be through
+            self._passes.given_up(r, self)  # when it was through nobody has seen
             self._computed_whole(r, now)
 
     def _computed_whole(self, r: int, now: float) -> None:
@@ -205,6 +214,9 @@ class Booking:
         """What the worker counted replaces the estimates. `hit_tokens` has come true by then: the pass is over or under way."""
         if self._over or prompt_tokens <= 0:
             return
+        if self._new:
+            r = self._prefill_row if self._prefill_row >= 0 else self._decode_row
+            self._passes.counted(r, self, prompt_tokens - hit_tokens, hit_tokens)
         more = prompt_tokens - self._prompt
         self._prompt = prompt_tokens
         if self._streaming:
@@ -224,6 +236,7 @@ class Booking:
         if self._decode_row >= 0:
             self._leave_decode(now)
         self._over = True
+        self._scheduler.rest(now)
 
     def _wait_over(self) -> None:
         if self._waiting is not None:
@@ -232,6 +245,7 @@ class Booking:
 
     def _leave_prefill(self, now: float) -> None:
         if self._prefill_row >= 0:
+            self._passes.given_up(self._prefill_row, self)
             kernel.withdraw(self._beliefs.rows, self._prefill_row, self._new, now)
             self._wait_over()
             self._new = 0.0
@@ -242,13 +256,16 @@ class Booking:
         r, beliefs = self._decode_row, self._beliefs
         tokens = 0.0
         if self.cell >= 0:
+            self._passes.pause(r)
             tokens, span_s = beliefs.close_cell(r, self)
             if tokens > 1.0:
                 self._learn_itl(r, span_s / (tokens - 1.0))
         if self._streaming:
             beliefs.add_streams(r, -1, -(self._prompt + tokens))
             self._streaming = False
+            self._passes.resume(r, None, now)
         elif self._new:  # placed here whole, and no token yet
+            self._passes.given_up(r, self)
             kernel.withdraw(beliefs.rows, r, self._new, now)
             self._wait_over()
             self._new = 0.0

@@ -81,6 +81,8 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     endpoints: tuple[GivenEndpoint, ...] = ()
     policy: str = "target-misses"
     """target-misses, round-robin, least-request, prefix-affinity, random, power-of-two, lmetric, conductor or block-cost[:SCALE]."""
+    fitted_profiles: bool = True
+    """Correct the profiles that workers declare by the passes that are seen; false: take them as they are."""
     api_keys: str = ""
     """Path; empty: no authentication."""
     forward_authorization: bool = False

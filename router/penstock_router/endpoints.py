@@ -6,7 +6,7 @@ tells of endpoints that it could not reach, which stay out until a probe succeed
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
 from penstock_core import compiled_hash
@@ -15,9 +15,11 @@ from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_dataplane.client import Client, Origin
 from penstock_dataplane.errors import UpstreamError
 
+from penstock_router.fitted import ClassState
+from penstock_router.length_classes import LengthClasses
 from penstock_router.metrics import Figures
 from penstock_router.prefixes import PrefixCache
-from penstock_router.scheduling import Scheduler
+from penstock_router.scheduling import Options, Scheduler
 from penstock_router.turn import Turn
 
 log = logging.getLogger(__name__)
@@ -127,6 +129,14 @@ class Served:
         return roles
 
     @property
+    def profiles(self) -> Sequence[ClassState]:
+        return self.scheduler.profiles.states()
+
+    @property
+    def lengths(self) -> LengthClasses:
+        return self.scheduler.lengths
+
+    @property
     def chunks(self) -> int:
         return self.index.chunks
 
@@ -165,8 +175,8 @@ class NoIndex(IndexView):
 class Directory:
     """All served models of this router, by name and by adapter."""
 
-    def __init__(self, *, policy: str, figures: Figures, prober: Prober, rng: Random) -> None:
-        self._policy = policy
+    def __init__(self, *, policy: str, options: Options, figures: Figures, prober: Prober, rng: Random) -> None:
+        self._policy, self._options = policy, options
         self._figures = figures
         self._rng = rng
         self.more_coming: Callable[[], bool] = lambda: True
@@ -198,7 +208,7 @@ class Directory:
         self._warm_scheduler()
 
     def _warm_scheduler(self) -> Scheduler:
-        scheduler = Scheduler(self._policy, rng=self._rng)
+        scheduler = Scheduler(self._policy, rng=self._rng, options=self._options)
         scheduler.warm_up()
         compiled_hash.warm_up()
         return scheduler

@@ -140,6 +140,11 @@ class LengthClasses:
         else:
             self._followed.pop(kind, None)
 
+    @property
+    def followed(self) -> int:
+        """Classes whose own table is followed."""
+        return len(self._followed)
+
     def states(self) -> list[ClassState]:
         """All classes, the whole model first."""
         whole = ClassState("model", self.model.observed, self.model.expected_tokens(), 0.0, True)

@@ -6,7 +6,7 @@ Single-threaded: everything is written and read on the event loop.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from penstock_core import metric_names
@@ -14,6 +14,9 @@ from penstock_core.errors import Outcome
 from penstock_core.metric_names import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
+
+from penstock_router.fitted import ClassState
+from penstock_router.length_classes import LengthClasses
 
 UNKNOWN_MODEL = "unknown"
 """Label of requests that named no model that is served: a client's text never becomes a label."""
@@ -76,6 +79,13 @@ class ModelGauges(Protocol):
     @property
     def lag_s(self) -> float | None:
         """None where no index is followed."""
+
+    @property
+    def profiles(self) -> Sequence[ClassState]:
+        """What is fitted, per class of endpoints."""
+
+    @property
+    def lengths(self) -> LengthClasses: ...
 
     @property
     def reloads(self) -> dict[str, int]:
@@ -165,11 +175,28 @@ class RouterCollector(Collector):
         yield _gauge(metric_names.ENDPOINTS, (((each.name, role), n) for each in gauges for role, n in each.live_by_role().items()))
         yield _gauge(metric_names.INDEX_CHUNKS, (((each.name,), each.chunks) for each in gauges))
         yield _gauge(metric_names.INDEX_LAG, (((each.name,), each.lag_s) for each in gauges if each.lag_s is not None))
+        yield from _learned(gauges)
         reloads: dict[str, int] = {}
         for each in gauges:
             for reason, n in each.reloads.items():
                 reloads[reason] = reloads.get(reason, 0) + n
         yield _counter(metric_names.INDEX_RELOADS, (((reason,), n) for reason, n in reloads.items()))
+
+
+def _learned(gauges: list[ModelGauges]) -> Iterator[Family]:
+    fits = {
+        (each.name, one.pool, one.profile, phase): fit
+        for each in gauges
+        for one in each.profiles
+        for phase, fit in (("prefill", one.prefill), ("decode", one.decode))
+    }
+    yield _gauge(metric_names.FITTED, ((labels, float(fit.in_force)) for labels, fit in fits.items()))
+    yield _gauge(metric_names.FITTED_SCALE, ((labels, fit.scale) for labels, fit in fits.items()))
+    yield _gauge(
+        metric_names.FITTED_INTERVAL, ((labels, fit.interval_ratio) for labels, fit in fits.items() if fit.interval_ratio is not None)
+    )
+    yield _gauge(metric_names.LENGTH_CLASSES, (((each.name,), each.lengths.followed) for each in gauges))
+    yield _counter(metric_names.LENGTHS_FORGOTTEN, (((each.name,), each.lengths.model.forgotten) for each in gauges))
 
 
 def registry_of(figures: Figures) -> CollectorRegistry:

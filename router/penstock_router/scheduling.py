@@ -23,7 +23,9 @@ from penstock_router import kernel, warmth
 from penstock_router.beliefs import Beliefs
 from penstock_router.booking import Booking
 from penstock_router.cohorts import Cohort, Wanted, gather, takers
+from penstock_router.fitted import FittedProfiles
 from penstock_router.length_classes import LengthClasses
+from penstock_router.passes import PassWatch
 from penstock_router.policies import Policy, Query, policy_named
 from penstock_router.residuals import TtftResiduals
 from penstock_router.turn_order import Need, longest_first, tightest_first
@@ -79,6 +81,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Most endpoints per role that are paired with one another, 4..64."""
     longest_first: bool = True
     """Place the asks of one turn in the order of `turn_order`; False: as they came."""
+    fitted: bool = True
+    """Correct declared profiles by measured passes."""
 
     def __post_init__(self) -> None:
         if not 4 <= self.shortlist <= 64:
@@ -105,6 +109,8 @@ class Scheduler:
         self._rng = rng
         self.beliefs = Beliefs()
         self.lengths = LengthClasses()
+        self.profiles = FittedProfiles(self.beliefs)
+        self.passes = PassWatch(self.beliefs, self.profiles.take)
         self._residuals = TtftResiduals()
         self._query = Query(self.lengths.tables)
         self._row_of_id: dict[str, int] = {}
@@ -130,6 +136,8 @@ class Scheduler:
             if row is None or known is None or known.record.epoch != endpoint.record.epoch:
                 self._forget(endpoint_id)
                 row = self._row_of_id[endpoint_id] = self.beliefs.add(endpoint)
+                self.passes.begin(row)
+                self.profiles.join(row, endpoint)
             else:
                 self.beliefs.update(row, endpoint)
             record = endpoint.record
@@ -142,6 +150,7 @@ class Scheduler:
         row = self._row_of_id.pop(endpoint_id, None)
         if row is not None:
             self._told_draining.discard(row)
+            self.profiles.leave(row)
             self.beliefs.remove(row)
 
     def _sort_out(self) -> None:
@@ -304,6 +313,11 @@ class Scheduler:
             (self._told_draining.add if load.draining else self._told_draining.discard)(row)
             self._sort_out()
         self.conflicts += self.beliefs.report(row, load, now)
+
+    def rest(self, now: float) -> None:
+        """A request is over: time to learn from what was measured."""
+        if self._options.fitted:
+            self.profiles.learn(now)
 
     def learn_length(self, length_class: Hashable, output_tokens: int) -> None:
         """An answer of that class ended with so many tokens."""

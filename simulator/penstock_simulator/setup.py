@@ -77,6 +77,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """The router knows how long each answer will be: what the best prediction could be worth."""
     kinds: tuple[Hashable, ...] = ()
     """What distinguishes a request's answer from others', one per request; empty: its prompt's length alone."""
+    fitted: bool = True
+    """Declared profiles are corrected by measured passes."""
     max_tokens: tuple[int, ...] = ()
     """Each request's own limit; empty: none has one."""
 

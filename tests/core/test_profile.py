@@ -1,12 +1,10 @@
-"""Profiles: worked numbers of the published formulae, and the online fit that corrects them."""
+"""Profiles: worked numbers of the published formulae, the two forms of a profile."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from penstock_core import profile as columns
-from penstock_core.profile import PROFILES, EngineProfile, profile_named
-from penstock_core.profile_fit import LEAST_RESIDUALS, FittedProfile
+from penstock_core.profile import PROFILES, profile_named
 
 
 @pytest.mark.parametrize(
@@ -75,56 +73,3 @@ def test_the_coefficient_row_says_the_same_as_the_methods(name: str, streams: in
     capped = min(context, row[columns.DECODE_CAP])
     seconds = max(row[columns.DECODE_FLOOR], constant + per_stream * streams + (per_token + squared * capped) * capped)
     assert profile.decode_s(streams, context) == pytest.approx(seconds)
-
-
-def slower(declared: EngineProfile, factor: float, samples: int) -> FittedProfile:
-    """A fit that has seen an engine `factor` times as slow as declared, with 2 % of noise."""
-    fit, rng = FittedProfile(declared), np.random.default_rng(5)
-    for _ in range(samples):
-        new, cached, streams = int(rng.integers(50, 8000)), int(rng.integers(0, 8000)), int(rng.integers(1, 60))
-        context = int(streams * rng.integers(500, 4000))
-        attention = 2 * new * cached * declared.prefill_per_token_squared_s  # new tokens attend to cached ones as well
-        fit.observe_prefill(new, cached, factor * (declared.prefill_s(new) + attention) * rng.normal(1, 0.02))
-        fit.observe_decode(streams, context, factor * declared.decode_s(streams, context) * rng.normal(1, 0.02))
-    return fit
-
-
-@pytest.mark.parametrize("name", ["distserve-opt-13b-a100", "qwen3-32b-h100x2", "polynomial-reference"])
-def test_the_fit_learns_an_engine_half_as_fast_as_declared(name: str) -> None:
-    """After enough samples the estimate follows what was observed, not what was declared."""
-    declared = PROFILES[name]
-    fit = slower(declared, 2.0, 4 * LEAST_RESIDUALS)
-    for tokens in (500, 2000, 6000):
-        assert fit.prefill_s(tokens, 0) == pytest.approx(2 * declared.prefill_s(tokens, 0), rel=0.1)
-    assert fit.decode_s(20, 40_000) == pytest.approx(2 * declared.decode_s(20, 40_000), rel=0.15)
-
-
-def test_too_few_samples_leave_the_declared_profile() -> None:
-    """A guess from a handful of samples is not used."""
-    declared = PROFILES["qwen3-32b-h100x2"]
-    assert slower(declared, 2.0, LEAST_RESIDUALS // 2).prefill_s(1000) == declared.prefill_s(1000)
-
-
-def test_features_never_seen_leave_the_declared_profile() -> None:
-    """No extrapolation far beyond what was observed."""
-    declared = PROFILES["qwen3-32b-h100x2"]
-    fit = slower(declared, 2.0, 4 * LEAST_RESIDUALS)
-    assert fit.prefill_s(100_000) == declared.prefill_s(100_000)
-
-
-def test_wild_measurements_leave_the_declared_profile() -> None:
-    """Where the interval is wider than 30 % of the estimate the fit is not trusted."""
-    declared, rng = PROFILES["qwen3-32b-h100x2"], np.random.default_rng(1)
-    fit = FittedProfile(declared)
-    for _ in range(4 * LEAST_RESIDUALS):
-        fit.observe_prefill(1000, 0, declared.prefill_s(1000) * float(rng.choice([0.2, 3.0])))
-    assert fit.prefill_s(1000) == declared.prefill_s(1000)
-
-
-def test_absurd_measurements_are_passed_over() -> None:
-    """Not finite or not positive durations teach nothing and break nothing."""
-    declared = PROFILES["qwen3-32b-h100x2"]
-    fit = slower(declared, 1.0, 4 * LEAST_RESIDUALS)
-    for seconds in (float("nan"), float("inf"), -1.0, 0.0):
-        fit.observe_prefill(1000, 0, seconds)
-    assert fit.prefill_s(1000) == pytest.approx(declared.prefill_s(1000), rel=0.1)

@@ -2,6 +2,7 @@
 
 from penstock_core import metric_names
 from penstock_core.errors import Outcome
+from penstock_router.length_classes import LengthClasses
 from penstock_router.metrics import Figures, registry_of
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,6 +14,8 @@ class Gauges:
     name = "m"
     chunks = 7
     lag_s = 0.25
+    profiles = ()
+    lengths = LengthClasses()
     reloads = {"gap": 2}  # noqa: RUF012
 
     def live_by_role(self):

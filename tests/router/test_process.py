@@ -168,9 +168,14 @@ def test_admin_shows_endpoints_decisions_and_metrics(play):
         (decision,) = (await world.send("/admin/decisions", headers=key, method="GET")).json["decisions"]
         assert decision["request_id"] == "look-at-me" and decision["placement"]["candidates"][0]["terms"]
         assert decision["outcome"] == "ok" and decision["ttft_s"] >= 0
+        (learned,) = (await world.send("/admin/learned", headers=key, method="GET")).json["models"]
+        assert learned["profiles"][0]["prefill"]["in_force"] is False
+        assert "of 200 samples" in learned["profiles"][0]["prefill"]["why"]
+        assert learned["lengths"][0]["name"] == "model"
         metrics = (await world.send("/metrics", method="GET")).body.decode()
         for line in (
             'penstock_router_requests_total{model="m",outcome="ok"} 1.0',
+            'penstock_router_fitted_profile{model="m",phase="prefill",pool="given",profile="polynomial-reference"} 0.0',
             'penstock_router_ttft_seconds_count{model="m"} 1.0',
             'penstock_router_queue_seconds_count{model="m"} 1.0',
             "penstock_router_decision_seconds_count 1.0",

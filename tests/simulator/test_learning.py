@@ -1,0 +1,46 @@
+"""What the router learns while it serves simulated fleets, with wrong declarations."""
+
+import pytest
+from penstock_core.endpoint import Role
+from penstock_core.profile import DEFAULT_PROFILE
+from penstock_core.slo import Slo
+from penstock_simulator.cluster import Cluster
+from penstock_simulator.generate import generate, parse_traffic
+from penstock_simulator.setup import Setup, WorkerSpec
+
+
+@pytest.mark.parametrize("speed", [2.0, 0.67])
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_wrong_declared_profile_is_corrected(speed, divided):
+    """Engines are not as fast as they say: before 1,200 requests are over, the router's profile is the true one within 4 %."""
+    declared = DEFAULT_PROFILE.at_speed(speed)
+    roles = (Role.PREFILL, Role.DECODE) if divided else (Role.BOTH, Role.BOTH)
+    workers = tuple(WorkerSpec(id=f"w{i}", role=role, declared=declared) for i, role in enumerate(roles))
+    workload = generate(parse_traffic("poisson:requests=1200,rate=5,prompt_tokens=1500,output_tokens=120"))
+    cluster = Cluster(workload, Setup(workers=workers, slo=Slo(2.0, 0.05)))
+    cluster.run()
+    beliefs = cluster._scheduler.beliefs
+    truth, wrong = DEFAULT_PROFILE.coefficients(), declared.coefficients()
+    for w in range(2):
+        prefill, decode = beliefs.rows[w, :3], beliefs.rows[w, 7:11]
+        if not divided or w == 0:
+            for tokens in (300.0, 1_500.0, 5_000.0):
+                believed, true = (row[0] + (row[1] + row[2] * tokens) * tokens for row in (prefill, truth))
+                assert believed == pytest.approx(true, rel=0.04)
+        if not divided or w == 1:
+            for context in (3_000.0, 15_000.0):
+                believed, true = (row[0] + row[1] * 5.0 + row[2] * context for row in (decode, truth[7:11]))
+                assert believed == pytest.approx(true, rel=0.04)
+        if divided:
+            idle = decode if w == 0 else prefill
+            assert list(idle) == list(wrong[7:11] if w == 0 else wrong[:3])
+
+
+def test_without_fitting_the_declared_profile_stays():
+    """`fitted=False` is what users choose who trust their own measurements."""
+    declared = DEFAULT_PROFILE.at_speed(2.0)
+    workers = (WorkerSpec(id="w0", declared=declared),)
+    workload = generate(parse_traffic("poisson:requests=600,rate=3,prompt_tokens=1500,output_tokens=60"))
+    cluster = Cluster(workload, Setup(workers=workers, fitted=False))
+    cluster.run()
+    assert list(cluster._scheduler.beliefs.rows[0, :18]) == list(declared.coefficients()[:18])
