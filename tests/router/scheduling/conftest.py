@@ -14,7 +14,7 @@ from penstock_core.endpoint import Endpoint, Role, WorkerRecord
 from penstock_core.profile import DecodePiece, EngineProfile
 from penstock_router import beliefs, booking, kernel, machine_code, policies
 from penstock_router import columns as col
-from penstock_router.scheduling import Ask, Scheduler
+from penstock_router.scheduling import Ask, Options, Scheduler
 
 # Round numbers for arithmetic by hand: 10 ms + 0.1 ms a token; a decode step of 20 ms + 1 ms a stream; 1,000 tokens a pass.
 ROUND = EngineProfile(
@@ -61,8 +61,8 @@ class Builders:
         return Endpoint(record, slot=slot, draining=draining)
 
     @staticmethod
-    def scheduler(endpoints: list[Endpoint], policy: str = "target-misses", seed: int = 1) -> Scheduler:
-        scheduler = Scheduler(policy, rng=Random(seed))
+    def scheduler(endpoints: list[Endpoint], policy: str = "target-misses", seed: int = 1, **options: Any) -> Scheduler:
+        scheduler = Scheduler(policy, rng=Random(seed), options=Options(**options))
         scheduler.set_endpoints(endpoints, 0.0)
         return scheduler
 
