@@ -83,7 +83,7 @@ class Booking:
         self._decode_row, self._new, self._decode_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
         self._context_at = r * col.ROW + col.CONTEXT
         self._beliefs.book(r, new_tokens, kv_tokens, now)
-        self._passes.placed(r, self, new_tokens, self._prompt - new_tokens, now)
+        self._passes.placed(r, self, new_tokens, self._prompt - new_tokens, now, seen=not self.elsewhere)
         self._wait(r, now + self._ask.slo.ttft_s - self._ask.waited_s, self._ask.slo.itl_s)
 
     def take_prefill(self, r: int, new_tokens: float, kv_tokens: float, expected_s: float, now: float) -> None:
@@ -91,7 +91,7 @@ class Booking:
         self._prefill_row, self._new, self._prefill_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
         self._group = self._beliefs.row_cells[r * col.ROW + col.GROUP]
         self._beliefs.book(r, new_tokens, kv_tokens, now)
-        self._passes.placed(r, self, new_tokens, self._prompt - new_tokens, now)
+        self._passes.placed(r, self, new_tokens, self._prompt - new_tokens, now, seen=not self.elsewhere)
         transfer_s = self._prompt * self._beliefs.row_cells[r * col.ROW + TRANSFER_TOKEN]
         self._wait(r, now + self._ask.slo.ttft_s - self._ask.waited_s - transfer_s, math.inf)
 
@@ -149,7 +149,7 @@ class Booking:
         """The prefill leg has answered: its tokens are through."""
         if self._prefill_row < 0:
             return
-        self._passes.ended(self._prefill_row, self, now)
+        self._pass_ended(self._prefill_row, now)
         kernel.computed(self._beliefs.rows, self._prefill_row, self._new, now)
         self._wait_over()
         self._new = 0.0
@@ -175,7 +175,7 @@ class Booking:
             return
         self.prefilled(now)  # a prefill leg whose answer came later than the first token, or is never looked at
         if not self._streaming:
-            self._passes.ended(r, self, now)
+            self._pass_ended(r, now)
             self._computed_whole(r, now)
             self._beliefs.add_streams(r, 1, self._prompt)
             self._streaming = True
@@ -199,6 +199,12 @@ class Booking:
         self._wait_over()
         self._new = 0.0
         self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
+
+    def _pass_ended(self, r: int, now: float) -> None:
+        if self.elsewhere:  # others' news come late
+            self._passes.given_up(r, self)
+        else:
+            self._passes.ended(r, self, now)
 
     def token(self, now: float, tokens: float = 1.0) -> None:
         """Another content chunk came (or, told together, as many as `tokens` with the last at `now`). Called for every chunk."""

@@ -66,13 +66,15 @@ class PassWatch:
 
     # -- prompts --------------------------------------------------------------------------------------------------
 
-    def placed(self, r: int, owner: object, new_tokens: float, held_tokens: float, now: float) -> None:
-        """A prompt was booked at row r."""
+    def placed(self, r: int, owner: object, new_tokens: float, held_tokens: float, now: float, *, seen: bool = True) -> None:
+        """A prompt was booked at row r; not `seen`: by another router, whose times are not known here in time."""
         side = self._sides[r]
         if not side.waiting:
             if side.timer is not None:
                 self.pause(r)
             side.began_s = self._next_pass_s(r, side, now)
+        if not seen:
+            side.began_s = math.nan
         side.waiting[owner] = [now, new_tokens, held_tokens]
 
     def counted(self, r: int, owner: object, new_tokens: float, held_tokens: float) -> None:

@@ -19,7 +19,7 @@ def test_a_wrong_declared_profile_is_corrected(speed, divided):
     workload = generate(parse_traffic("poisson:requests=1200,rate=5,prompt_tokens=1500,output_tokens=120"))
     cluster = Cluster(workload, Setup(workers=workers, slo=Slo(2.0, 0.05)))
     cluster.run()
-    beliefs = cluster._scheduler.beliefs
+    beliefs = cluster._routers.schedulers[0].beliefs
     truth, wrong = DEFAULT_PROFILE.coefficients(), declared.coefficients()
     for w in range(2):
         prefill, decode = beliefs.rows[w, :3], beliefs.rows[w, 7:11]
@@ -43,4 +43,4 @@ def test_without_fitting_the_declared_profile_stays():
     workload = generate(parse_traffic("poisson:requests=600,rate=3,prompt_tokens=1500,output_tokens=60"))
     cluster = Cluster(workload, Setup(workers=workers, fitted=False))
     cluster.run()
-    assert list(cluster._scheduler.beliefs.rows[0, :18]) == list(declared.coefficients()[:18])
+    assert list(cluster._routers.schedulers[0].beliefs.rows[0, :18]) == list(declared.coefficients()[:18])
