@@ -312,6 +312,7 @@ def main() -> None:
             figures = asyncio.run(replayed(recorded, asked.services))
             figures |= measured(Path(folder) / str(number), asked.services, asked.seed + number, asked.seconds, config, secret)
             rounds.append(figures)
+            say(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     rows = rows_of(rounds, asked.services)
     show("operator", rows)
     print(keep(asked.keep, rows))

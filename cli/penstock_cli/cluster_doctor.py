@@ -5,7 +5,7 @@ operator's own tables: resource definitions, rights, labels.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from penstock_core.api import KINDS
@@ -24,6 +24,9 @@ from penstock_cli.doctor import ADVICE, MISSING, OK, Finding
 
 SUPPORTED_MINORS = (34, 36)
 """Of Kubernetes 1: the last three, lowest and highest. The tests run the highest."""
+
+_MOST_NAMESPACES = 3
+"""Of those with ModelServices: the operator's rights are looked at in so many."""
 
 _USER_NEEDS: tuple[tuple[str, str, str, str], ...] = (
     ("list", GROUP, "modelservices", ""),
@@ -141,23 +144,34 @@ def running(cluster: Cluster, component: str, otherwise: str) -> Finding:
 
 
 def operator_rights(cluster: Cluster) -> Finding:
-    """Each right of the operator's list, asked for its ServiceAccount."""
+    """Each right of the operator's list, asked for its ServiceAccount where ModelServices are, and the Lease's where it runs."""
     name = "operator's rights"
     found = parts(cluster, "operator")
     if not found:
         return Finding(name=name, state=ADVICE, found="not known without an operator", todo="install the chart")
-    namespace, account = found[0]["metadata"]["namespace"], found[0]["spec"].get("serviceAccountName", "default")
-    user = f"system:serviceaccount:{namespace}:{account}"
-    lacking = []
-    for rules in (RULES, LEASE_RULES):
-        for rule in rules:
-            resource, _, subresource = rule["resources"][0].partition("/")
-            attributes = {"group": rule["apiGroups"][0], "resource": resource, "subresource": subresource, "namespace": namespace}
-            lacking += [f"{verb} {rule['resources'][0]}" for verb in rule["verbs"] if not cluster.may({**attributes, "verb": verb}, user)]
-    if lacking:
-        todo = "upgrade the chart, or bind the rules of its Role again (kubectl auth can-i --list --as=" + user + ")"
-        return Finding(name=name, state=MISSING, found=f"{user} may not: {', '.join(lacking)}", todo=todo)
-    return Finding(name=name, state=OK, found=f"{user} has all it needs in {namespace}")
+    home, account = _place(found[0]), found[0]["spec"].get("serviceAccountName", "default")
+    user = f"system:serviceaccount:{home}:{account}"
+    used = sorted({_place(raw) for raw in model_services(cluster)})[:_MOST_NAMESPACES]
+    lacking = [one for namespace in used or [home] for one in _lacking(cluster, RULES, namespace, user)]
+    lacking += _lacking(cluster, LEASE_RULES, home, user)
+    where = ", ".join(used or [home])
+    if not lacking:
+        return Finding(name=name, state=OK, found=f"{user} has all it needs in {where}")
+    todo = f"upgrade the chart, or bind the rules of its Role again (kubectl auth can-i --list --as={user})"
+    if not used:
+        todo = f"nothing is to be done if it looks after another namespace than {home}; else {todo}"
+    return Finding(name=name, state=MISSING if used else ADVICE, found=f"{user} may not: {', '.join(lacking)}", todo=todo)
+
+
+def _lacking(cluster: Cluster, rules: Sequence[Mapping[str, Any]], namespace: str, user: str) -> list[str]:
+    """`verb resource in namespace` for what `user` may not."""
+    found = []
+    for rule in rules:
+        resource, _, subresource = rule["resources"][0].partition("/")
+        asked = {"group": rule["apiGroups"][0], "resource": resource, "subresource": subresource, "namespace": namespace}
+        lacking = [verb for verb in rule["verbs"] if not cluster.may({**asked, "verb": verb}, user)]
+        found += [f"{verb} {rule['resources'][0]} in {namespace}" for verb in lacking]
+    return found
 
 
 def redis(cluster: Cluster) -> Finding:

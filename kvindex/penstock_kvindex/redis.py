@@ -12,6 +12,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Awaitable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from penstock_core.endpoint import Load, WorkerRecord
 from penstock_core.kv_events import NO_KEYS, Keys, KvBatch, KvState, pack_keys, unpack_keys
 from penstock_core.prompt import DEFAULT_CHUNK_BYTES
+from redis.asyncio import Redis
 
 from penstock_kvindex.calls import bounded, connect
 from penstock_kvindex.index import (
@@ -49,6 +51,13 @@ _CHUNKS_A_PIECE = 4_096
 _CLEARED, _REPUBLISHED = 1, 2
 
 
+@cache
+def _texts() -> dict[str, str]:
+    """Every script, by name."""
+    layout = (_LUA / "layout.lua").read_text()
+    return {path.stem: layout + path.read_text() for path in _LUA.glob("*.lua") if path.stem != "layout"}
+
+
 class RedisIndex:
     """Implements `SharedIndex`; see there for every method. Safe for concurrent calls of one event loop."""
 
@@ -64,8 +73,12 @@ class RedisIndex:
         most_slots: int = MOST_SLOTS,
         kept_batches: int = 16_384,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        client: Redis | None = None,
     ) -> None:
-        """`url`: `redis://`, `rediss://` or `unix://`. `timeout_s` bounds every call, `tail` beyond its own waiting."""
+        """`url`: `redis://`, `rediss://` or `unix://`. `timeout_s` bounds every call, `tail` beyond its own waiting.
+
+        `client`: one of `calls.connect` to use instead, for those who read many models now and then; it stays open.
+        """
         self._prefix = key_prefix(model)
         self._meta = self._prefix + "meta"
         self._timeout_s = timeout_s
@@ -76,13 +89,11 @@ class RedisIndex:
         self._most_slots = most_slots
         self._kept_batches = kept_batches
         self._chunk_bytes = chunk_bytes
-        self._redis = connect(url, timeout_s)
+        self._redis = connect(url, timeout_s) if client is None else client
+        self._shared = client is not None
         self._model = model
         self._announced_s = -math.inf  # loop time of the last word that the model is there
-        layout = (_LUA / "layout.lua").read_text()
-        self._scripts = {
-            path.stem: self._redis.register_script(layout + path.read_text()) for path in _LUA.glob("*.lua") if path.stem != "layout"
-        }
+        self._scripts = {name: self._redis.register_script(text) for name, text in _texts().items()}
 
     async def register(self, record: WorkerRecord) -> Lease:
         slot, incarnation = await self._script(
@@ -191,7 +202,8 @@ class RedisIndex:
         return int(await self._bounded(cast("Awaitable[Any]", self._redis.hget(self._meta, "chunks")), self._timeout_s) or 0)
 
     async def aclose(self) -> None:
-        await self._redis.aclose()
+        if not self._shared:
+            await self._redis.aclose()
 
     async def _announce(self) -> None:
         """Say that the model has a worker, for `models.ServedModels`. A call of its own: the key is in no model's Cluster slot."""

@@ -10,6 +10,7 @@ import time
 
 from kubernetes.aio.client import Configuration
 from penstock_core import metric_names
+from penstock_kvindex.calls import connect
 from penstock_kvindex.redis import RedisIndex
 
 from penstock_operator.api_server import ApiError, ApiServer
@@ -31,6 +32,7 @@ from penstock_operator.workers import Workers
 log = logging.getLogger(__name__)
 
 _KINDS_RETRY_S = 2.0
+_REDIS_S = 2.0
 _SPREAD_RATIO = 0.1
 """Share of the resync's period over which the keys are spread."""
 
@@ -63,9 +65,10 @@ class Leading:
         def again(key: Key) -> None:
             workers.add(key)
 
+        redis = connect(self._secrets.redis_url, _REDIS_S) if self._secrets.redis_url else None
         drainer = Drainer(self._secrets.fleet_token, again)
         events = Events(self._server, time.time)
-        registrations = Registrations(cache, lambda model: RedisIndex(self._secrets.redis_url, model), again, time.time)
+        registrations = Registrations(cache, lambda model: RedisIndex(self._secrets.redis_url, model, client=redis), again, time.time)
         reconciler = Reconciler(
             cache,
             self._server,
@@ -96,6 +99,8 @@ class Leading:
                     tasks.create_task(registrations.watch(self._config.registry_interval_s), name="registrations")
         finally:
             await drainer.aclose()
+            if redis is not None:
+                await redis.aclose()
             await asyncio.get_running_loop().run_in_executor(None, watches.stop)
             self._health.leading = False
 

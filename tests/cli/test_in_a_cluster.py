@@ -163,6 +163,7 @@ def test_doctor_names_what_is_missing_and_what_to_do(installed: Installed) -> No
     assert found["definition of ModelService"].state == ADVICE and "forbidden" in found["definition of ModelService"].todo
     assert all((one.state == OK) == (one.todo == "") for one in found.values())
     make_pod(installed.plane, installed.namespace, "penstock-operator-0", part("operator"), 8080)
+    accepted(installed.plane.apply(service(installed.namespace)))
     admin = {one.name: one for one in examine(open_cluster(Aim(kubeconfig=installed.plane.kubeconfig, namespace=installed.namespace)))}
     assert admin["operator"].state == OK
     assert admin["operator's rights"].state == MISSING and "patch workerpools/status" in admin["operator's rights"].found
