@@ -23,6 +23,7 @@ from penstock_operator.plan import DrainOrder
 from penstock_operator.reconcile import Reconciler, RefusedForGood
 
 KEY = ("team", "llama")
+SECRETS = OperatorSecrets(fleet_token="t" * 32, redis_url="redis://redis:6379/0")
 Place = tuple[ObjectKind, str]
 
 
@@ -274,7 +275,7 @@ class MemoryDrainer:
 class Operator:
     """One life of the operator on a MemoryCluster: its cache, its memory, and what runs it."""
 
-    def __init__(self, cluster: MemoryCluster, **settings: Any) -> None:
+    def __init__(self, cluster: MemoryCluster, secrets: OperatorSecrets = SECRETS, **settings: Any) -> None:
         self.cluster = cluster
         self.cache = Cache(WATCHED)
         cluster.fill(self.cache)
@@ -286,7 +287,7 @@ class Operator:
             cluster,
             self.drainer,
             config,
-            OperatorSecrets(fleet_token="t" * 32, redis_url="redis://redis:6379/0"),
+            secrets,
             OperatorMetrics(),
             clock=lambda: cluster.now,
         )

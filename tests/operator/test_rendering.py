@@ -63,6 +63,18 @@ def test_the_worker_understands_its_command_line() -> None:
     assert config.kv_generation == kv_generation(spec_of(), CONFIG)
 
 
+def test_vllm_gets_its_model_and_its_words() -> None:
+    """The folder that is mounted, the user's words as they stand, and the connector; nothing of a text is expanded."""
+    engine = {"type": "VLLM", "host": "Process", "args": ["--max-num-seqs", "64", "$(PENSTOCK_FLEET_TOKEN)"]}
+    template = template_of(1, engine=engine, model={"name": "org/llama", "source": {"pvc": {"name": "models", "path": "/llama"}}})
+    pod = pod_of(template)
+    assert 'engine_args=["--max-num-seqs","64","$$(PENSTOCK_FLEET_TOKEN)"]' in worker_of(template)["args"]
+    next(c for c in pod["spec"]["containers"])["args"] = [text.replace("$$(", "$[") for text in worker_of(template)["args"]]
+    config = load_config(None, told_of(pod))
+    assert (config.engine, config.model_folder, config.connector) == ("vllm", "/model/llama", "nixl")
+    assert config.engine_args == ("--max-num-seqs", "64", "$[PENSTOCK_FLEET_TOKEN)")
+
+
 def test_each_pod_of_a_gang_knows_its_place() -> None:
     """Ranks 0 to 3 of one template: the same but for the rank, all with the leader's name in the headless Service, GPUs as asked for."""
     decode = {"name": "decode", "role": "Decode", "parallelism": {"tensor": 8}, "accelerator": {"count": 2}}

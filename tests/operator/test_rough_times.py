@@ -144,3 +144,35 @@ def test_a_namespace_being_deleted_is_left_in_peace(control_plane: ControlPlane,
     accepted(control_plane.client.delete(f"{CORE}/namespaces/doomed"))
     wait_until("the namespace is gone", lambda: control_plane.client.get(f"{CORE}/namespaces/doomed").status_code == 404)
     assert not [line for line in operator.logged() if line["level"] == "error"]
+
+
+def test_two_minutes_without_an_api_server_cost_nothing(make_control_plane: Make, start_operator: Start) -> None:
+    """Away for 120 s, a real stop: one operator, patient with its Lease, lives on; one with the usual times ends and is followed."""
+    plane = make_control_plane()
+    view = namespace_of(plane, "team")
+    accepted(plane.client.post(f"{CORE}/namespaces", json={"metadata": {"name": "usual"}}))
+    patient = start_operator(plane, namespace="team", watch_namespace="team", lease_duration_s=300, renew_deadline_s=250)
+    usual = start_operator(plane, namespace="usual", watch_namespace="usual")
+    patient.wait_leading()
+    usual.wait_leading()
+    accepted(plane.apply(model_service("team")))
+    view.wait_ready()
+    accepted(plane.apply(model_service("usual")))
+    other = View(plane, "usual")
+    other.wait_ready()
+    pods = {raw["metadata"]["uid"] for raw in view.pods() + other.pods()}
+    plane.stop_component(API_SERVER)
+    stopped_s = time.monotonic()
+    wait_until("the usual one ends, for it leads no more", lambda: usual.child.ended() is not None)
+    assert usual.child.ended() == 1
+    follower = start_operator(plane, namespace="usual", watch_namespace="usual")
+    wait_until("two minutes have passed", lambda: time.monotonic() - stopped_s >= 120.0, timeout_s=200.0)
+    assert patient.child.ended() is None and follower.child.ended() is None
+    assert httpx.get(f"{patient.url}/healthz").is_success
+    plane.start_component(API_SERVER)
+    for namespace in ("team", "usual"):
+        plane.kubectl("scale", "workerpool", "llama-decode", "--replicas=3", "-n", namespace)
+    view.wait_ready("3/3")
+    other.wait_ready("3/3")
+    assert pods < {raw["metadata"]["uid"] for raw in view.pods() + other.pods()}, "no Pod of before was touched"
+    assert patient.child.ended() is None and follower.child.ended() is None

@@ -142,7 +142,7 @@ def _container(
         "image": spec.engine.image or config.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["penstock", "worker"],
-        "args": [*_args(spec, pool, generation), *(literal(text) for text in spec.engine.args)],
+        "args": _args(spec, pool, generation),
         "env": _env(service, spec, secrets),
         "ports": ports,
         "startupProbe": _probe(serves, _POLL_S, _START_S // _POLL_S),
@@ -188,9 +188,14 @@ def _args(spec: ModelServiceSpec, pool: Pool, generation: str) -> list[str]:
         settings["profile"] = literal(spec.engine.profile_name)
     told = ["--id", "$(POD_UID)", "--role", pool.role.worker_role.value, "--model", literal(spec.model.name)]
     told += ["--host", "", "--port", str(PORT)]  # every address of the Pod's IP family, guarded by the NetworkPolicy and the token
+    if spec.engine.type is EngineType.VLLM:
+        words = [literal(text) for text in spec.engine.args]
+        settings |= {"connector": spec.connector.value.lower(), "engine_args": msgspec.json.encode(words).decode()}
+        if spec.model.source.pvc is not None or spec.model.source.oci is not None:
+            settings["model_folder"] = "$(PENSTOCK_MODEL_PATH)"
     for name, value in settings.items():
         told += ["--set", f"{name}={value}"]
-    return told
+    return told if spec.engine.type is EngineType.VLLM else told + [literal(text) for text in spec.engine.args]
 
 
 def _env(service: str, spec: ModelServiceSpec, secrets: OperatorSecrets) -> list[dict[str, Any]]:
