@@ -111,6 +111,12 @@ class ApiServer:
         except Gone:
             return None
 
+    async def who_am_i(self) -> dict[str, Any]:
+        """The userInfo that the server takes us for: `username`, and for a ServiceAccount its `uid`."""
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        answer = await self._request("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", {}, body)
+        return dict(answer.get("status", {}).get("userInfo", {}))
+
     async def list(self, kind: ObjectKind, namespace: str, selector: str) -> tuple[list[dict[str, Any]], int]:
         """Every object (of one namespace, or of all for ""), as `difference.kept` leaves it, and the version of the listing."""
         items: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from penstock_operator.api_server import ApiError, Conflict
+from penstock_operator.api_server import ApiError, Conflict, Refused
 from penstock_operator.kinds import LEASE, ObjectKind
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ class Leases(Protocol):
     async def read(self, kind: ObjectKind, namespace: str, name: str) -> dict[str, Any] | None: ...
     async def create(self, kind: ObjectKind, namespace: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
     async def replace(self, kind: ObjectKind, namespace: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
+    async def who_am_i(self) -> dict[str, Any]: ...
 
 
 class LeaseTimes(msgspec.Struct, frozen=True):
@@ -41,6 +42,14 @@ def may_take(spec: Mapping[str, Any], identity: str, unchanged_s: float) -> bool
     """Whether `identity` may write itself into a Lease that it has seen unchanged for so long."""
     holder = spec.get("holderIdentity") or ""
     return holder in ("", identity) or unchanged_s > float(spec.get("leaseDurationSeconds") or 0)
+
+
+def account_reference(user: Mapping[str, Any], namespace: str) -> dict[str, Any] | None:
+    """The owner reference to the ServiceAccount that `user` (a review's userInfo) is; None for one elsewhere, or for a person."""
+    words = str(user.get("username") or "").split(":")
+    if words[:3] != ["system", "serviceaccount", namespace] or len(words) != 4 or not user.get("uid"):
+        return None
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "name": words[3], "uid": user["uid"]}
 
 
 class Leader:
@@ -61,6 +70,7 @@ class Leader:
         self._namespace = namespace
         self._name = name
         self._identity = identity
+        self._owned: dict[str, Any] | None = None  # the Lease's metadata.ownerReferences, once we know who we are
         self._times = times
         self._clock = clock
         self._pause = pause
@@ -114,9 +124,10 @@ class Leader:
         return held
 
     async def _try(self) -> bool:
+        owned = await self._owned_by()
         lease = await self._server.read(LEASE, self._namespace, self._name)
         if lease is None:
-            metadata = {"name": self._name, "namespace": self._namespace}
+            metadata = {"name": self._name, "namespace": self._namespace, **owned}
             body = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": self._spec({})}
             self._see((await self._server.create(LEASE, self._namespace, body))["spec"])
             return True
@@ -125,8 +136,19 @@ class Leader:
             self._see(spec)
         if not may_take(spec, self._identity, self._clock() - self._seen_at):
             return False
-        self._see((await self._server.replace(LEASE, self._namespace, self._name, {**lease, "spec": self._spec(spec)}))["spec"])
+        body = {**lease, "metadata": {**lease["metadata"], **owned}, "spec": self._spec(spec)}
+        self._see((await self._server.replace(LEASE, self._namespace, self._name, body))["spec"])
         return True
+
+    async def _owned_by(self) -> dict[str, Any]:
+        """Owner: our ServiceAccount, so that an installation that is taken away leaves no Lease, whenever its last operator ends."""
+        if self._owned is None:
+            try:
+                owner = account_reference(await self._server.who_am_i(), self._namespace)
+            except Refused:  # a server that does not tell; the Lease then stays behind
+                owner = None
+            self._owned = {"ownerReferences": [owner]} if owner else {}
+        return self._owned
 
     def _see(self, spec: Mapping[str, Any]) -> None:
         self._seen, self._seen_at = spec, self._clock()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+import pytest
 from penstock_operator.api_server import ApiError, Conflict
 from penstock_operator.kinds import ObjectKind
 from penstock_operator.leader import Leader, LeaseTimes, may_take
@@ -21,6 +22,7 @@ class Store:
         self.lease: dict[str, Any] | None = None
         self.version = 0
         self.away = False
+        self.user: dict[str, Any] = {}
 
     async def read(self, kind: ObjectKind, namespace: str, name: str) -> dict[str, Any] | None:
         self._here()
@@ -37,6 +39,10 @@ class Store:
         if body["metadata"]["resourceVersion"] != str(self.version):
             raise Conflict("changed")
         return self._keep(body)
+
+    async def who_am_i(self) -> dict[str, Any]:
+        self._here()
+        return self.user
 
     def _here(self) -> None:
         if self.away:
@@ -158,3 +164,33 @@ def test_a_released_lease_is_taken_at_once() -> None:
         return time.now - began
 
     assert asyncio.run(story()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("user", "owners"),
+    [
+        ({"username": "system:serviceaccount:team:op", "uid": "u1"}, [("ServiceAccount", "op", "u1")]),
+        ({"username": "system:serviceaccount:other:op", "uid": "u1"}, []),  # an owner in another namespace would be collected at once
+        ({"username": "jane"}, []),
+        ({}, []),
+    ],
+)
+def test_the_lease_goes_with_the_operators_account(user: dict[str, Any], owners: list[tuple[str, str, str]]) -> None:
+    """Uninstalling takes the account, and the garbage collector then the Lease; a person's operator leaves it as it is."""
+    store = Store()
+    store.user = user
+    asyncio.run(candidate(store, store.time, "a").acquire())
+    assert store.lease is not None
+    found = store.lease["metadata"].get("ownerReferences", [])
+    assert [(one["kind"], one["name"], one["uid"]) for one in found] == owners
+
+
+def test_a_lease_from_before_gets_its_owner() -> None:
+    """Taking a Lease over writes the owner too."""
+    store = Store()
+    asyncio.run(candidate(store, store.time, "a").acquire())
+    asyncio.run(candidate(store, store.time, "a").release())
+    store.user = {"username": "system:serviceaccount:team:op", "uid": "u1"}
+    asyncio.run(candidate(store, store.time, "b").acquire())
+    assert store.lease is not None
+    assert store.lease["metadata"]["ownerReferences"][0]["uid"] == "u1"
