@@ -9,6 +9,7 @@ LOOPBACK = "127.0.0.1"
 SERVICE_RANGE = "10.96.0.0/16"
 
 _STAGES = Path(__file__).parent / "stages.yaml"
+_AUDIT_POLICY = Path(__file__).parent / "audit-policy.yaml"
 _UNBRAKED = {"kube-api-qps": 500, "kube-api-burst": 1_000}
 """The default of 20 requests a second would set the pace of every test with many objects."""
 
@@ -45,6 +46,11 @@ class Place(NamedTuple):
     def tokens(self) -> Path:
         """Static users: token, name, number, group."""
         return self.folder / "tokens.csv"
+
+    @property
+    def audit_log(self) -> Path:
+        """What the policy has written down, an event a line."""
+        return self.folder / "audit.log"
 
     def kubeconfig(self, user: str) -> Path:
         return self.folder / f"{user.rpartition(':')[2]}.kubeconfig"
@@ -94,6 +100,9 @@ def _api_server(place: Place) -> dict[str, object]:
         "service-account-key-file": place.key,
         "service-account-signing-key-file": place.key,
         "authorization-mode": "Node,RBAC",
+        "enable-admission-plugins": "OwnerReferencesPermissionEnforcement",  # as some distributions have it
+        "audit-policy-file": _AUDIT_POLICY,
+        "audit-log-path": place.audit_log,
         "profiling": "false",
     }
 

@@ -187,6 +187,11 @@ class ControlPlane:
         self._write_kubeconfig(target, f"{namespace}:{name}", answer["status"]["token"], namespace)
         return target
 
+    def audited(self) -> list[Object]:
+        """What the API server wrote down of Penstock's own accounts (audit-policy.yaml), oldest first."""
+        log = self._place.audit_log
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")] if log.is_file() else []
+
     def kubectl(self, *words: str, stdin: str | None = None, check: bool = True, kubeconfig: Path | None = None) -> str:
         """What kubectl prints on both streams together. Raises AssertionError with it when it fails, unless `check` is false."""
         return self._run("kubectl", words, stdin, check, kubeconfig or self.kubeconfig)

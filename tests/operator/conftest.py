@@ -1,4 +1,7 @@
-"""The operator as a process, beside a real API server."""
+"""The operator as a process, beside a real API server, under the account and the rights that the chart gives it.
+
+Nothing may be denied to that account, in no test: the rights are enough for everything that the tests do.
+"""
 
 import json
 import os
@@ -9,10 +12,35 @@ from pathlib import Path
 
 import httpx
 import pytest
-from control_plane import ControlPlane, wait_until
+import yaml
+from control_plane import ControlPlane, Object, accepted, wait_until
 from penstock_cli.child import Child
 
 FLEET_TOKEN = "f" * 32
+SYSTEM = "penstock-system"
+ACCOUNT = "penstock-operator"
+_INSTALL = Path(__file__).parents[2] / "manifests" / "install.yaml"
+_RIGHTS = ("Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+
+
+def chart_account(plane: ControlPlane, lease_namespace: str = SYSTEM) -> Path:
+    """Makes the chart's ServiceAccount with its rights and gives a kubeconfig of it. Where a test keeps its Lease in another
+    namespace than the chart does, the right to it is given there."""
+    for manifest in yaml.safe_load_all(_INSTALL.read_text(encoding="utf-8")):
+        if manifest["kind"] not in _RIGHTS:
+            continue
+        if manifest["kind"] in ("Role", "RoleBinding"):
+            manifest["metadata"]["namespace"] = lease_namespace
+        accepted(plane.apply(manifest))
+    return plane.service_account_kubeconfig(SYSTEM, ACCOUNT)
+
+
+def denied(event: Object) -> bool:
+    """Whether an audit event tells of a missing right, and not of another reason for 403 (a namespace that is being deleted)."""
+    if event.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid":
+        return True
+    status = event.get("responseStatus", {})
+    return status.get("code") == 403 and " cannot " in status.get("message", "")
 
 
 class OperatorProcess:
@@ -22,7 +50,7 @@ class OperatorProcess:
         self.url_file = folder / "url"
         self.log_path = folder / "log"
         told = {"host": "127.0.0.1", "port": 0, "announce_path": str(self.url_file), "image": "penstock:1"} | settings
-        told["kubeconfig"] = str(kubeconfig or plane.kubeconfig)
+        told["kubeconfig"] = str(kubeconfig or chart_account(plane, str(settings.get("namespace", SYSTEM))))
         file = folder / "settings.json"
         file.write_text(json.dumps(told), encoding="utf-8")
         secrets = {"PENSTOCK_FLEET_TOKEN": FLEET_TOKEN, "PENSTOCK_REDIS_URL": "redis://redis:6379/0"}
@@ -61,10 +89,12 @@ class OperatorProcess:
 @pytest.fixture
 def start_operator(tmp_path: Path) -> Iterator[Callable[..., OperatorProcess]]:
     """Starts an operator at each call: `start_operator(plane, namespace=…, watch_namespace=…)`; all end with the test."""
+    planes: list[ControlPlane] = []
     with ExitStack() as stack:
         numbers = iter(range(100))
 
         def start(plane: ControlPlane, **settings: object) -> OperatorProcess:
+            planes.append(plane)
             folder = tmp_path / f"operator-{next(numbers)}"
             folder.mkdir()
             process = OperatorProcess(plane, folder, **settings)  # type: ignore[arg-type]
@@ -72,3 +102,4 @@ def start_operator(tmp_path: Path) -> Iterator[Callable[..., OperatorProcess]]:
             return process
 
         yield start
+    assert [event for plane in planes for event in plane.audited() if denied(event)] == []
