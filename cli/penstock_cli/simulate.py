@@ -66,6 +66,9 @@ def simulate(
     transfer_gb_per_s: Annotated[float, typer.Option(help="Link of each prefill worker; inf: free; 0: the profile's.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Decides ties.")] = 0,
     one_by_one: Annotated[bool, typer.Option("--one-by-one", help="Place requests of one instant in order of arrival.")] = False,
+    admission: Annotated[
+        bool, typer.Option("--admission", help="The router's line: requests wait, and are shed, as its defaults say.")
+    ] = False,
     report_lag_ms: Annotated[float, typer.Option(help="Age of a load report when the router hears it.")] = 0.0,
     index_lag_ms: Annotated[float, typer.Option(help="How long a change of a cache takes to reach the router.")] = 0.0,
     routers: Annotated[int, typer.Option(min=1, max=16, help="Replicas of the router.")] = 1,
@@ -81,6 +84,7 @@ def simulate(
     """Replay traffic against a simulated fleet in virtual time."""
     import msgspec
     from penstock_core.slo import Slo
+    from penstock_router.admission.claim import LineLimits
     from penstock_simulator.report import summarise
     from penstock_simulator.setup import Bookings, Setup
 
@@ -100,6 +104,7 @@ def simulate(
         longest_first=not one_by_one,
         together=not one_by_one,
         fitted=fitted,
+        admission=LineLimits() if admission else None,
         report_lag_s=report_lag_ms / 1e3,
         index_lag_s=index_lag_ms / 1e3,
         routers=routers,

@@ -65,6 +65,7 @@ PREFILL_FALLBACK = Metric(
     "penstock_router_prefill_fallback_total", "counter", ("reason",), "Prefills done by the decode endpoint after the prefill leg failed."
 )
 ACTIVE = Metric("penstock_router_active_requests", "gauge", (), "Requests being served now.")
+QUEUED = Metric("penstock_router_queued_requests", "gauge", ("model",), "Requests that wait for room now.")
 ENDPOINTS = Metric("penstock_router_endpoints", "gauge", ("model", "role"), "Live endpoints.")
 INDEX_CHUNKS = Metric("penstock_kvindex_chunks", "gauge", ("model",), "Distinct chunks in this process' mirror.")
 INDEX_LAG = Metric("penstock_kvindex_lag_seconds", "gauge", ("model",), "Age of the newest applied batch when it was applied.")

@@ -137,7 +137,12 @@ def _decision(decision: Decision, now: float) -> dict[str, Any]:
         "prompt_tokens": decision.prompt_tokens,
         "cached_tokens": decision.cached_tokens,
         "ttft_s": decision.ttft_s,
+        "priority": decision.priority,
+        "queued_s": decision.queued_s,
     }
+    if decision.turned is not None:
+        turned = decision.turned
+        shown["turned"] = {"why": turned.message, "retry_after_s": turned.retry_after_s, "expected_ttft_s": turned.expected_s}
     if placement is not None:
         shown["placement"] = {
             "prefill": placement.prefill.id if placement.prefill else None,

@@ -17,8 +17,8 @@ from penstock_dataplane.server import Server
 from penstock_dataplane.wire import HeaderList
 
 from penstock_router.admin import admin_app
-from penstock_router.admission import Admission, AdmissionLimits
-from penstock_router.config import RouterConfig, Secrets
+from penstock_router.admission.bounds import Admission
+from penstock_router.config import RouterConfig, Secrets, line_limits
 from penstock_router.deliver import Deliverer
 from penstock_router.director import Director
 from penstock_router.dispatch import Dispatch
@@ -63,6 +63,7 @@ class Router:
         self.directory = Directory(
             policy=config.policy,
             options=Options(fitted=config.fitted_profiles),
+            limits=line_limits(config),
             figures=self.figures,
             prober=Prober(self.client),
             rng=rng,
@@ -74,7 +75,7 @@ class Router:
             secrets=secrets,
             directory=self.directory,
             dispatch=Dispatch(legs, deliverer, self.figures, attempts=config.attempts, rng=rng),
-            admission=Admission(AdmissionLimits(config.active_requests, config.active_requests_per_model)),
+            admission=Admission(config.active_requests),
             keys=self.keys,
             figures=self.figures,
             rng=rng,

@@ -280,7 +280,9 @@ class Booking:
 
     def _learn_itl(self, r: int, mean_itl_s: float) -> None:
         cells, at = self._beliefs.row_cells, r * col.ROW + col.MISS_RATIO
-        cells[at] += _LATELY * ((1.0 if mean_itl_s > self._ask.slo.itl_s else 0.0) - cells[at])
+        missed = mean_itl_s > self._ask.slo.itl_s
+        cells[at] += _LATELY * ((1.0 if missed else 0.0) - cells[at])
+        self._scheduler.learn_itl(missed)
 
 
 _LATELY = 0.05

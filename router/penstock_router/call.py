@@ -11,6 +11,8 @@ from penstock_core.slo import Slo
 from penstock_dataplane.exchange import Exchange
 from penstock_dataplane.wire import HeaderList
 
+from penstock_router.admission.claim import Turned
+from penstock_router.admission.line import Waiting
 from penstock_router.endpoints import Served
 from penstock_router.keys import Tenant
 from penstock_router.openai import ChatRequest, Usage
@@ -74,6 +76,7 @@ class Call:
         "admitted",
         "booking",
         "cached_tokens",
+        "charged_tokens",
         "chat",
         "deadline_s",
         "exchange",
@@ -99,8 +102,10 @@ class Call:
         "slo",
         "tenant",
         "tried",
+        "turned",
         "undivided",
         "usage",
+        "waiting",
     )
 
     chat: ChatRequest
@@ -120,6 +125,9 @@ class Call:
         self.session: str | None = None
         self.explain = False
         self.admitted = False
+        self.charged_tokens = 0.0  # of its tenant's quota
+        self.turned: Turned | None = None  # why admission let it not start
+        self.waiting: Waiting | None = None  # from its coming into the line
         self.prompt: PromptKeys | None = None
         self.prompt_tokens = 0  # estimated, then as counted by a worker
         # dispatch, once per attempt

@@ -38,6 +38,8 @@ class Cohort(NamedTuple):
     pair_prefills: Rows
     """May be the prefill side of a pair: `prefills`, and `both`. Empty where no pair has to be weighed against a whole."""
     pair_decodes: Rows
+    decodes: Rows
+    """Where what is prefilled elsewhere may be decoded, whatever its KV group."""
     divided: frozenset[int]
     """`prefills` as a set: what begins there goes elsewhere to decode."""
     fallback: bool
@@ -76,6 +78,7 @@ def gather(beliefs: Beliefs, live: Mapping[int, Endpoint], wanted: Wanted) -> Co
         _rows(wholes + prefill),
         _rows(both + prefill if paired else ()),
         _rows(both + decode if paired else ()),
+        _rows(both + decode),
         frozenset(prefill),
         fallback,
     )

@@ -15,6 +15,7 @@ from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_process.secrets import ADMIN_KEY, CHUNK_SECRET, FLEET_TOKEN, Unprinted, parse_chunk_secret, read_secret
 from penstock_process.settings import LOG_LEVELS, ConfigError, check_one_of, check_ranges, load_settings, to_settings
 
+from penstock_router.admission.claim import LineLimits
 from penstock_router.policy_names import parse_policy
 
 CONNECTORS = ("none", "nixl", "sglang", "mooncake")
@@ -97,7 +98,17 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     attempts: int = 4
     """Placements tried for one request before its first byte."""
     active_requests: int = 8192
+    """Under way in all, those that wait for room included."""
     active_requests_per_model: int = 4096
+    """Placed at once; more of them wait for room."""
+    queued_requests_per_model: int = 1024
+    """May wait for room; 0: none ever waits, and nothing is refused for its latency target."""
+    queue_timeout_s: float = 30.0
+    """Longest wait for room."""
+    patience: float = 2.0
+    """A sheddable request is refused when its predicted TTFT is more than so many times its target."""
+    shed_up_to_priority: int = 0
+    """Requests of this priority and lower are sheddable; -101: none is."""
     drain_s: float = 30.0
     """How long streams may go on after SIGTERM."""
     unready_s: float = 0.0
@@ -140,6 +151,17 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError("models are given without redis_url; allowed: redis_url with models, or endpoints given by hand")
 
 
+def line_limits(config: RouterConfig) -> LineLimits:
+    """How each model's line behaves."""
+    return LineLimits(
+        started=config.active_requests_per_model,
+        waiting=config.queued_requests_per_model,
+        patience=config.patience,
+        shed_up_to_priority=config.shed_up_to_priority,
+        timeout_s=min(config.queue_timeout_s, config.deadline_s),
+    )
+
+
 RANGES: dict[str, tuple[float, float, str]] = {
     "port": (0, 65_535, ""),
     "deadline_s": (0.1, 86_400, "seconds"),
@@ -148,6 +170,10 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "attempts": (1, 16, "placements"),
     "active_requests": (1, 1_000_000, "requests"),
     "active_requests_per_model": (1, 1_000_000, "requests"),
+    "queued_requests_per_model": (0, 1_000_000, "requests"),
+    "queue_timeout_s": (0.1, 3_600, "seconds"),
+    "patience": (1, 1_000, "times the target"),
+    "shed_up_to_priority": (-101, 100, ""),
     "drain_s": (0, 86_400, "seconds"),
     "unready_s": (0, 600, "seconds"),
     "body_bytes": (1024, 1 << 30, "bytes"),

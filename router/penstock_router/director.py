@@ -18,7 +18,9 @@ from penstock_core.placement import Placement
 from penstock_core.prompt import start_bytes
 from penstock_dataplane.exchange import Exchange
 
-from penstock_router.admission import Admission
+from penstock_router.admission.bounds import Admission
+from penstock_router.admission.claim import Claim, Turned
+from penstock_router.admission.line import Waiting
 from penstock_router.call import Answered, Call, Ended
 from penstock_router.config import RouterConfig, Secrets
 from penstock_router.deliver import client_headers
@@ -68,6 +70,11 @@ class Decision(msgspec.Struct, frozen=True):
     cached_tokens: int | None
     ttft_s: float | None
     """Measured; None before a first token and for whole answers."""
+    priority: int
+    queued_s: float | None
+    """From its receipt to its first placement; None without one."""
+    turned: Turned | None
+    """Why it was not served, where admission turned it away."""
 
 
 class Director:
@@ -141,20 +148,20 @@ class Director:
         call.slo = slo_of(head, call.served.slo)
         call.explain, call.session = head.explain, head.session
         now = asyncio.get_running_loop().time()
-        retry_after_s = self._admission.admit(call.served.name, now)
-        if retry_after_s is not None:
-            message = (
-                f"{self._admission.active_in(call.served.name)} requests of {call.served.name} are being served, and no more may start"
-            )
-            raise Ended(Outcome.QUEUE_FULL, message, retry_after_s=retry_after_s)
+        call.prompt_tokens = max(1, int(len(call.chat.canonical) * call.served.ratio.value))
+        call.charged_tokens = call.prompt_tokens + call.served.scheduler.lengths.expected_tokens(None, call.chat.max_tokens)
+        call.turned = self._admission.admit(tenant, call.charged_tokens, now)
+        if call.turned is not None:
+            raise Ended(call.turned.outcome, call.turned.message, retry_after_s=call.turned.retry_after_s)
         call.admitted = True
-        await self._dispatch.run(call, self._ask(call, adapter))
+        ask = self._ask(call, adapter)
+        waiting = call.waiting = Waiting(ask, Claim(tenant.tenant, tenant.weight, call.priority), call.received_s)
+        await self._dispatch.run(call, waiting)
 
     def _ask(self, call: Call, adapter: str) -> Ask:
         """What the scheduler is told: the prompt's estimated tokens, and who holds its beginning."""
         chat, served = call.chat, call.served
         ratio = served.ratio.value
-        call.prompt_tokens = max(1, int(len(chat.canonical) * ratio))
         hits = hits_by_id = None
         call.salt = tenant_salt(call.tenant, self._secrets.chunk_secret)
         if len(chat.canonical) >= served.chunk_bytes:
@@ -235,14 +242,25 @@ class Director:
         name = UNKNOWN_MODEL
         if call.admitted:
             name = call.served.name
-            self._admission.release(name, now)
+            self._release(call, now)
         elif hasattr(call, "served"):
             name = call.served.name
         self._measure(call, name)
         if call.outcome not in _QUIET:
             self._log(call, name, now)
-        if call.placement is not None and self._config.decisions_kept:
+        if (call.placement is not None or call.turned is not None) and self._config.decisions_kept:
             self._keep(call, name, now)
+
+    def _release(self, call: Call, now: float) -> None:
+        """Give back its place in the line and its part of the quotas."""
+        waiting, spent = call.waiting, 0.0
+        if waiting is not None:
+            output = call.usage.completion_tokens if call.usage is not None else None
+            call.served.turn.over(waiting, call.prompt_tokens, output)
+            call.turned = waiting.turned
+            if waiting.booking is not None:
+                spent = call.prompt_tokens + output if output is not None else call.charged_tokens
+        self._admission.release(call.tenant, call.charged_tokens, spent, now)
 
     def _measure(self, call: Call, name: str) -> None:
         figures = self._figures.model(name)
@@ -286,6 +304,9 @@ class Director:
                 call.prompt_tokens,
                 _cached(call),
                 ttft_s,
+                call.priority,
+                call.placed_s - call.received_s if call.placed_s else None,
+                call.turned,
             )
         )
 

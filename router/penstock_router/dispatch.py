@@ -17,12 +17,13 @@ from penstock_core.facts import decode_facts
 from penstock_dataplane.client import Response
 from penstock_dataplane.errors import UpstreamError
 
+from penstock_router.admission.line import Waiting
 from penstock_router.call import Call, Ended, LegFailed
 from penstock_router.deliver import Deliverer, learn
 from penstock_router.legs import Legs, out_of_time
 from penstock_router.metrics import Figures
 from penstock_router.openai import CAPABILITIES, decode_body, prefill_body, read_transfer_params, read_usage, stream_body
-from penstock_router.scheduling import Ask, Booking
+from penstock_router.scheduling import Booking
 from penstock_router.transfer import Connector, TransferBroken, connector_named
 
 _PREFILL_ANSWER_BYTES = 8 << 20
@@ -40,11 +41,11 @@ class Dispatch:
         self._attempts = attempts
         self._rng = rng
 
-    async def run(self, call: Call, ask: Ask) -> None:
+    async def run(self, call: Call, waiting: Waiting) -> None:
         """Answer the call from the best placement that works. Raises Ended or Answered; `call.booking` is left to the caller."""
         last: LegFailed | None = None
         while call.tried < self._attempts:
-            booking = await self._place(call, ask)
+            booking = await self._place(call, waiting)
             if booking is None:
                 break
             if last is not None:
@@ -58,15 +59,18 @@ class Dispatch:
                 self._give_up_placement(call, failed)
         raise self._gave_up(call, last)
 
-    async def _place(self, call: Call, ask: Ask) -> Booking | None:
+    async def _place(self, call: Call, waiting: Waiting) -> Booking | None:
         now = asyncio.get_running_loop().time()
         if call.exchange.gone:
             raise Ended(Outcome.CLIENT_GONE, "the client left")
         if now >= call.deadline_s:
             raise out_of_time(call)
         if call.tried:
+            ask = waiting.ask
             ask = msgspec.structs.replace(ask, excluded=call.excluded, undivided=ask.undivided or call.undivided)
-        booking = await call.served.turn.place(ask)
+            booking = call.served.turn.place(ask)
+        else:
+            booking = await self._enter(call, waiting)
         if booking is not None:
             call.booking, call.placement = booking, booking.placement
             call.placed_s = asyncio.get_running_loop().time()
@@ -74,6 +78,14 @@ class Dispatch:
             if call.prompt is not None and target is not None:
                 call.served.cache.book(target, call.prompt, call.placed_s)
         return booking
+
+    async def _enter(self, call: Call, waiting: Waiting) -> Booking | None:
+        """The first placement, as soon as there is room for it."""
+        await call.served.turn.enter(waiting)
+        if waiting.turned is not None:
+            turned = waiting.turned
+            raise Ended(turned.outcome, turned.message, retry_after_s=turned.retry_after_s)
+        return waiting.booking
 
     def _give_up_placement(self, call: Call, failed: LegFailed) -> None:
         call.excluded |= {failed.endpoint.id}

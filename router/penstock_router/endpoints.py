@@ -15,6 +15,8 @@ from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_dataplane.client import Client, Origin
 from penstock_dataplane.errors import UpstreamError
 
+from penstock_router.admission.claim import LineLimits
+from penstock_router.admission.line import Line
 from penstock_router.fitted import ClassState
 from penstock_router.length_classes import LengthClasses
 from penstock_router.metrics import Figures
@@ -137,6 +139,11 @@ class Served:
         return self.scheduler.lengths
 
     @property
+    def waiting(self) -> int:
+        """Requests that wait for room."""
+        return self.turn.waiting
+
+    @property
     def chunks(self) -> int:
         return self.index.chunks
 
@@ -175,8 +182,8 @@ class NoIndex(IndexView):
 class Directory:
     """All served models of this router, by name and by adapter."""
 
-    def __init__(self, *, policy: str, options: Options, figures: Figures, prober: Prober, rng: Random) -> None:
-        self._policy, self._options = policy, options
+    def __init__(self, *, policy: str, options: Options, limits: LineLimits, figures: Figures, prober: Prober, rng: Random) -> None:
+        self._policy, self._options, self._limits = policy, options, limits
         self._figures = figures
         self._rng = rng
         self.more_coming: Callable[[], bool] = lambda: True
@@ -194,7 +201,7 @@ class Directory:
         if name in self.models:
             raise ValueError(f"model {name!r} is served from two sources; allowed: the registry or endpoints given by hand")
         scheduler = self._warm_scheduler()
-        turn = Turn(scheduler, self._figures.decision, self._more_coming)
+        turn = Turn(scheduler, Line(scheduler, self._limits, name), self._figures.decision, self._more_coming)
         served = Served(name, scheduler=scheduler, cache=cache, chunk_bytes=chunk_bytes, slo=slo, ours=ours, turn=turn)
         self.models[name] = served
         return served

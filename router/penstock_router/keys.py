@@ -16,6 +16,7 @@ import msgspec
 ANONYMOUS_TENANT = "anonymous"
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -100, 100
 _SCHEME = b"bearer "
+_MOST_QUOTA = 10**12
 _MOST_FILE_BYTES = 16 * 1024 * 1024
 
 
@@ -33,6 +34,10 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Highest priority this tenant's requests may ask for, -100..100."""
     isolation: bool = False
     """True: this tenant shares no cached prefix with others."""
+    most_requests: int = 0
+    """Requests under way at once; 0: no bound of its own."""
+    tokens_per_minute: int = 0
+    """Of prompts and answers; 0: no bound."""
 
     def __post_init__(self) -> None:
         if not self.tenant:
@@ -41,6 +46,9 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"weight is {self.weight!r}; allowed: more than 0, at most 1000000")
         if not LOWEST_PRIORITY <= self.priority_cap <= HIGHEST_PRIORITY:
             raise ValueError(f"priority_cap is {self.priority_cap!r}; allowed: {LOWEST_PRIORITY}..{HIGHEST_PRIORITY}")
+        for name in ("most_requests", "tokens_per_minute"):
+            if not 0 <= getattr(self, name) <= _MOST_QUOTA:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: 0..{_MOST_QUOTA}")
 
 
 ANONYMOUS = Tenant(ANONYMOUS_TENANT, priority_cap=HIGHEST_PRIORITY)
@@ -60,7 +68,7 @@ def parse_keys(text: bytes) -> dict[str, Tenant]:
     try:
         return msgspec.yaml.decode(text, type=dict[str, Tenant])
     except msgspec.ValidationError as error:
-        raise KeyFileError(f"API keys: {error}; allowed: a mapping of key to tenant, weight, priority_cap, isolation") from None
+        raise KeyFileError(f"API keys: {error}; allowed: a mapping of key to {', '.join(Tenant.__struct_fields__)}") from None
     except (msgspec.DecodeError, ValueError):
         # The parser's own message quotes the text around the fault, which may be a key.
         raise KeyFileError("API keys: the file is neither YAML nor JSON") from None

@@ -74,6 +74,10 @@ class ModelGauges(Protocol):
     def live_by_role(self) -> dict[str, int]: ...
 
     @property
+    def waiting(self) -> int:
+        """Requests that wait for room."""
+
+    @property
     def chunks(self) -> int: ...
 
     @property
@@ -173,6 +177,7 @@ class RouterCollector(Collector):
 
     def _gauges(self, gauges: list[ModelGauges]) -> Iterator[Family]:
         yield _gauge(metric_names.ENDPOINTS, (((each.name, role), n) for each in gauges for role, n in each.live_by_role().items()))
+        yield _gauge(metric_names.QUEUED, (((each.name,), each.waiting) for each in gauges))
         yield _gauge(metric_names.INDEX_CHUNKS, (((each.name,), each.chunks) for each in gauges))
         yield _gauge(metric_names.INDEX_LAG, (((each.name,), each.lag_s) for each in gauges if each.lag_s is not None))
         yield from _learned(gauges)

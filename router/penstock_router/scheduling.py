@@ -20,6 +20,7 @@ from penstock_core.slo import DEFAULT_SLO, Slo
 
 from penstock_router import columns as col
 from penstock_router import kernel, warmth
+from penstock_router.admission.gate import Declined, Gate
 from penstock_router.beliefs import Beliefs
 from penstock_router.booking import Booking
 from penstock_router.cohorts import Cohort, Wanted, gather, takers
@@ -27,7 +28,7 @@ from penstock_router.fitted import FittedProfiles
 from penstock_router.length_classes import LengthClasses
 from penstock_router.passes import PassWatch
 from penstock_router.policies import Policy, Query, policy_named
-from penstock_router.residuals import TtftResiduals
+from penstock_router.residuals import ItlMargin, TtftResiduals
 from penstock_router.turn_order import Need, longest_first, tightest_first
 
 __all__ = ["Ask", "Booking", "Held", "Options", "Scheduler"]
@@ -112,6 +113,7 @@ class Scheduler:
         self.profiles = FittedProfiles(self.beliefs)
         self.passes = PassWatch(self.beliefs, self.profiles.take)
         self._residuals = TtftResiduals()
+        self.itl_margin = ItlMargin()
         self._query = Query(self.lengths.tables)
         self._row_of_id: dict[str, int] = {}
         self._live: dict[int, Endpoint] = {}
@@ -124,6 +126,11 @@ class Scheduler:
     @property
     def policy(self) -> Policy:
         return self._policy
+
+    @property
+    def trusted(self) -> bool:
+        """Whether its TTFT predictions are near enough to the truth to make requests wait by them."""
+        return self._residuals.trusted
 
     def set_endpoints(self, endpoints: Sequence[Endpoint], now: float) -> None:
         """The snapshot of live endpoints: adds and removes; beliefs of the same (id, epoch) stay."""
@@ -187,15 +194,24 @@ class Scheduler:
         """Place the asks of one turn one after the other, booking as it goes. None where no endpoint qualifies."""
         return [self._place(ask, now) for ask in asks]
 
+    def attempt(self, ask: Ask, now: float, gate: Gate) -> Booking | Declined | None:
+        """Place one ask unless the gate declines the placement that the policy chose; then nothing is booked."""
+        cohort = self._cohort(ask)
+        if not len(cohort.starters):
+            return None
+        booking = Booking(self, ask, _UNPLACED, now)
+        started = self._start(booking, ask, cohort, now, gate)
+        return booking if started is True else started or None
+
     def _place(self, ask: Ask, now: float) -> Booking | None:
         cohort = self._cohort(ask)
         if not len(cohort.starters):
             return None
         booking = Booking(self, ask, _UNPLACED, now)
-        return booking if self._start(booking, ask, cohort, now) else None
+        return booking if self._start(booking, ask, cohort, now) is True else None
 
-    def _start(self, booking: Booking, ask: Ask, cohort: Cohort, now: float) -> bool:
-        """Let the policy choose where the prompt is prefilled, book it, and write the placement."""
+    def _start(self, booking: Booking, ask: Ask, cohort: Cohort, now: float, gate: Gate | None = None) -> bool | Declined:
+        """Let the policy choose where the prompt is prefilled, book it, and write the placement; or say why the gate does not let it."""
         prompt, output = self._fill(ask, now)
         if ask.hits_by_id:
             self._hold(ask.hits_by_id, True)
@@ -204,6 +220,9 @@ class Scheduler:
             self._hold(ask.hits_by_id, False)
         if choice is None:
             return False
+        declined = gate.judge(choice, cohort, self._query, self.beliefs) if gate is not None else None
+        if declined is not None:
+            return declined
         row, hit, ttft_s = choice.row, choice.hit_tokens, choice.ttft_s
         endpoint = self.beliefs.endpoints[row]
         if choice.divided:
@@ -234,7 +253,7 @@ class Scheduler:
         prompt = max(1, ask.prompt_tokens)
         new = float(prompt - min(hit_tokens, prompt - 1))
         if whole:
-            booking.take_whole(row, new, float(prompt + self._expected_tokens(ask)), 0.0, now)
+            booking.take_whole(row, new, float(prompt + self.expected_tokens(ask)), 0.0, now)
         else:
             booking.take_prefill(row, new, float(prompt), 0.0, now)
         return booking
@@ -243,7 +262,7 @@ class Scheduler:
         """For `Booking.bound_elsewhere`."""
         row = self._row_of_id.get(endpoint_id)
         if row is not None:
-            booking.take_decode(row, float(max(1, ask.prompt_tokens) + self._expected_tokens(ask)), now)
+            booking.take_decode(row, float(max(1, ask.prompt_tokens) + self.expected_tokens(ask)), now)
 
     def alike(self, endpoint_id: str) -> list[str]:
         """Ids of all endpoints of the same role, itself among them, in an order that all routers share."""
@@ -256,7 +275,7 @@ class Scheduler:
         wanted = Wanted(ask.capability, ask.adapter, True, tried)
         if group < 0.0:
             cohort, before = gather(self.beliefs, self._live, wanted), booking.placement
-            if not len(cohort.starters) or not self._start(booking, ask, cohort, now):
+            if not len(cohort.starters) or self._start(booking, ask, cohort, now) is not True:
                 return None
             booking.placement = msgspec.structs.replace(booking.placement, reason="prefill-fallback", candidates=before.candidates)
             return booking.placement.decode
@@ -270,7 +289,7 @@ class Scheduler:
     def _fill(self, ask: Ask, now: float) -> tuple[int, int]:
         """Write the query; gives prompt tokens and expected output tokens."""
         query, slo = self._query, ask.slo
-        prompt, output = max(1, ask.prompt_tokens), self._expected_tokens(ask)
+        prompt, output = max(1, ask.prompt_tokens), self.expected_tokens(ask)
         spare_s, off = max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s), self._residuals
         _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, off.sigma, prompt + output, off.slip_s)
         query.seed = self._rng.getrandbits(32)
@@ -284,7 +303,8 @@ class Scheduler:
             query.chunks = hits.chunks if hits.chunks.flags.carray else hits.chunks.copy()
         return prompt, output
 
-    def _expected_tokens(self, ask: Ask) -> int:
+    def expected_tokens(self, ask: Ask) -> int:
+        """Tokens that the answer is expected to have."""
         return self.lengths.expected_tokens(ask.length_class, ask.max_tokens) if ask.output_tokens is None else ask.output_tokens
 
     def _hold(self, hits_by_id: Mapping[str, int], held: bool) -> None:
@@ -322,6 +342,10 @@ class Scheduler:
     def learn_length(self, length_class: Hashable, output_tokens: int) -> None:
         """An answer of that class ended with so many tokens."""
         self.lengths.observe(length_class, output_tokens)
+
+    def learn_itl(self, missed: bool) -> None:
+        """Whether a stream that has ended missed its ITL target."""
+        self.itl_margin.observe(missed)
 
     def learn_ttft(self, predicted_s: float, measured_s: float) -> None:
         """Seconds from placing to the end of the prefill, as predicted (0: not) and as measured."""

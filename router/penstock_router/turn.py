@@ -1,67 +1,110 @@
-"""Requests pending in the same turn of the event loop are placed together, so that the scheduler may order them.
+"""Brings requests to their model's line and keeps the line moving: those of one turn of the event loop together, and a timer.
 
-The director awaits `place`; the first ask of a turn books the flush for its end. It knows no HTTP; it is the one place that
-measures how long a decision takes. A booking never gets lost: one whose request was cancelled meanwhile is released here.
+The director awaits `enter` for a request's first placement, dispatch calls `place` for the next ones; it knows no HTTP. It is the
+one place that measures how long a decision takes. No booking gets lost: that of a request cancelled meanwhile is released here.
 """
 
 import asyncio
 from collections.abc import Callable
 from time import perf_counter
 
+from penstock_router.admission.line import Line, Waiting
 from penstock_router.metrics import Histogram
 from penstock_router.scheduling import Ask, Booking, Scheduler
 
 
 class Turn:
-    """The asks of the present turn for one scheduler. State: they and their futures, emptied by each flush."""
+    """State: the requests of the present turn, emptied by each flush; who waits for his fate; the timer while somebody does."""
 
-    def __init__(self, scheduler: Scheduler, decision_s: Histogram, more_coming: Callable[[], bool]) -> None:
+    def __init__(self, scheduler: Scheduler, line: Line, decision_s: Histogram, more_coming: Callable[[], bool]) -> None:
         """`more_coming`: whether requests of this turn have not begun yet; without any, nobody need wait for the turn's end."""
         self._scheduler = scheduler
+        self._line = line
         self._decision_s = decision_s
         self._more_coming = more_coming
-        self._asks: list[Ask] = []
-        self._waiting: list[asyncio.Future[Booking | None]] = []
+        self._coming: list[Waiting] = []
+        self._fates: dict[Waiting, asyncio.Future[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def place(self, ask: Ask) -> Booking | None:
-        """The booking for `ask`, or None where no endpoint qualifies. Cancelled, it leaves nothing booked."""
+    @property
+    def waiting(self) -> int:
+        """Requests in the line."""
+        return self._line.waiting
+
+    def place(self, ask: Ask) -> Booking | None:
+        """The booking of a request that has begun before, or None where no endpoint qualifies."""
+        started_s = perf_counter()
+        booking = self._scheduler.place((ask,), asyncio.get_running_loop().time())[0]
+        self._decision_s.observe(perf_counter() - started_s)
+        return booking
+
+    async def enter(self, waiting: Waiting) -> None:
+        """Until the request's fate is decided: it has a booking, is turned away, or there is no endpoint. Then `over` must follow."""
         loop = asyncio.get_running_loop()
-        if not self._asks and not self._more_coming():
+        if not self._coming and not self._more_coming():
             started_s = perf_counter()
-            booking = self._scheduler.place((ask,), loop.time())[0]
+            settled = self._line.arrive((waiting,), loop.time())
             self._decision_s.observe(perf_counter() - started_s)
-            return booking
-        placed: asyncio.Future[Booking | None] = loop.create_future()
-        if not self._asks:
-            loop.call_soon(self._flush, loop)
-        self._asks.append(ask)
-        self._waiting.append(placed)
+            if waiting.settled and len(settled) == 1 and not self._line.waiting:
+                return
+            self._tell(settled, loop)
+            if waiting.settled:
+                return
+        else:
+            if not self._coming:
+                loop.call_soon(self._flush, loop)
+            self._coming.append(waiting)
+        fate = self._fates[waiting] = loop.create_future()
         try:
-            return await placed
+            await fate
         except asyncio.CancelledError:
-            if placed.done() and not placed.cancelled() and placed.exception() is None:
-                booking = placed.result()
-                if booking is not None:
-                    booking.done(loop.time())
+            if waiting.booking is not None:
+                waiting.booking.done(loop.time())
             raise
+        finally:
+            self._fates.pop(waiting, None)
+
+    def over(self, waiting: Waiting, prompt_tokens: int, output_tokens: int | None) -> None:
+        """The request has ended, wherever it stood; its tokens as counted, None where the answer has not come to its end."""
+        loop = asyncio.get_running_loop()
+        if waiting in self._coming:
+            self._coming.remove(waiting)
+            return
+        self._line.over(waiting, prompt_tokens, output_tokens, loop.time())
+        if self._line.waiting:
+            self._look_again(loop)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        asks, self._asks = self._asks, []
-        waiting, self._waiting = self._waiting, []
-        now, started_s = loop.time(), perf_counter()
-        try:
-            order = self._scheduler.order(asks)
-            bookings = self._scheduler.place([asks[at] for at in order], now)
-        except Exception as error:  # noqa: BLE001  raised again where each request awaits its place
-            for placed in waiting:
-                if not placed.done():
-                    placed.set_exception(error)
+        coming, self._coming = self._coming, []
+        if not coming:
             return
-        each_s = (perf_counter() - started_s) / len(asks)
-        for at, booking in zip(order, bookings, strict=True):  # whoever is told first sends first
-            placed = waiting[at]
+        started_s = perf_counter()
+        try:
+            settled = self._line.arrive(coming, loop.time())
+        except Exception as error:  # noqa: BLE001  raised again where each request awaits its fate
+            for one in coming:
+                self._fates[one].set_exception(error)
+            return
+        each_s = (perf_counter() - started_s) / len(coming)
+        for _ in coming:
             self._decision_s.observe(each_s)
-            if not placed.done():
-                placed.set_result(booking)
-            elif booking is not None:
-                booking.done(now)
+        self._tell(settled, loop)
+
+    def _settle(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        self._tell(self._line.settle(loop.time()), loop)
+
+    def _tell(self, settled: list[Waiting], loop: asyncio.AbstractEventLoop) -> None:
+        for one in settled:
+            fate = self._fates.get(one)
+            if fate is not None and not fate.done():
+                fate.set_result(None)
+        self._look_again(loop)
+
+    def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the timer stand at the line's next moment; none while nobody waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._line.waiting:
+            self._timer = loop.call_at(self._line.next_s, self._settle, loop)

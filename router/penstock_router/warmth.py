@@ -8,6 +8,7 @@ import numpy as np
 
 from penstock_router import columns as col
 from penstock_router import kernel
+from penstock_router.admission import outlook
 
 
 def warm_up() -> None:
@@ -26,3 +27,4 @@ def warm_up() -> None:
     kernel.computed(rows, 0, 1.0, 0.0)
     kernel.withdraw(rows, 0, 0.0, 0.0)
     kernel.advance(rows, 0, 0.0)
+    outlook.warm_up()

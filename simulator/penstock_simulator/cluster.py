@@ -6,7 +6,7 @@ director would. One seed gives one result. It measures nothing: `report` reads w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 
 import msgspec
@@ -23,6 +23,7 @@ from penstock_simulator import engine_model as engines
 from penstock_simulator import fleet as fl
 from penstock_simulator import kv_cache
 from penstock_simulator.clock import Clock
+from penstock_simulator.entry import Entry, Fate
 from penstock_simulator.links import Links
 from penstock_simulator.membership import Membership
 from penstock_simulator.routers import Routers
@@ -56,6 +57,9 @@ class Cluster:
         self._order = Random(setup.seed + 1)  # noqa: S311  in which order answers of one pass are heard
         self._clock = Clock()
         self._routers = Routers(setup, workload.requests, self._clock, self._sync)
+        self._entry = None
+        if setup.admission is not None:
+            self._entry = Entry(self._routers.schedulers[0], setup.admission, setup.claims, workload.output_tokens)
         self._links = Links([spec.profile.transfer_bytes_per_s for spec in self._specs])
         requests = workload.requests
         self._arrival_s = np.where(workload.follows < 0, workload.arrival_s, np.nan)
@@ -84,6 +88,8 @@ class Cluster:
         i = 0
         while self._open:
             target = min(times[i], self._clock.next_s, self._links.next_end_s)
+            if self._entry is not None:
+                target = max(self._clock.now, min(target, self._entry.next_s))
             logged, reached = engines.run_passes(self._fleet, target, self._stops)
             self._hear(logged)
             if reached == target:
@@ -97,6 +103,9 @@ class Cluster:
                 self._arrive(order[i:end] + self._late, target)
                 self._late = []
                 i = end
+                if self._entry is not None and self._entry.next_s <= target:
+                    self._sync()
+                    self._begin(self._entry.settle(target), target)
                 if progress is not None:
                     progress(self._workload.requests - self._open, self._workload.requests)
             engines.start_idle(self._fleet, reached)
@@ -119,9 +128,16 @@ class Cluster:
 
     def _place(self, requests: list[int], now: float, excluded: frozenset[str]) -> None:
         asks = [self._ask(request, now, excluded) for request in requests]
-        for request, booking in self._routers.place(requests, asks, now):
-            if booking is None:
-                self._end(request, Outcome.NO_ENDPOINT, now)
+        if self._entry is not None and not excluded:
+            self._begin(self._entry.arrive(requests, asks, now), now)
+        else:
+            self._begin(self._routers.place(requests, asks, now), now)
+
+    def _begin(self, placed: Iterable[tuple[int, Fate | Shared | None]], now: float) -> None:
+        """Send what is placed to where it is placed, in this order."""
+        for request, booking in placed:
+            if booking is None or isinstance(booking, Outcome):
+                self._end(request, booking or Outcome.NO_ENDPOINT, now)
                 continue
             self._bookings[request] = booking
             prefill, decode = booking.placement.prefill, booking.placement.decode
@@ -254,6 +270,8 @@ class Cluster:
     def _end(self, request: int, outcome: Outcome, now: float) -> None:
         self._outcomes[request] = outcome
         self._open -= 1
+        if self._entry is not None:
+            self._entry.over(request, outcome is Outcome.OK, now)
         self._bookings.pop(request, None)
         self._told.pop(request, None)
         gap_s = self._workload.gap_s

@@ -16,6 +16,7 @@ from penstock_core.endpoint import Role
 from penstock_core.errors import Outcome
 from penstock_core.profile import DEFAULT_PROFILE, EngineProfile, profile_named
 from penstock_core.slo import DEFAULT_SLO, Slo
+from penstock_router.admission.claim import Claim, LineLimits
 
 from penstock_simulator.workload import Workload
 
@@ -61,6 +62,10 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     slo: Slo = DEFAULT_SLO
     seed: int = 0
     longest_first: bool = True
+    admission: LineLimits | None = None
+    """How the router's line behaves; None: every request is placed as it comes."""
+    claims: tuple[Claim, ...] = ()
+    """Tenant and priority of each request; empty: all alike."""
     together: bool = True
     """Arrivals of one instant are placed in one turn; False: each in a turn of its own."""
     report_period_s: float = 1.0
@@ -85,6 +90,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.workers:
             raise ValueError("workers is empty; allowed: 1 or more")
+        if self.admission is not None and self.routers > 1:
+            raise ValueError(f"routers is {self.routers!r} with admission; allowed: 1, each router would have a line of its own")
         if not 0.0 < self.report_period_s < math.inf:
             raise ValueError(f"report_period_s is {self.report_period_s!r}; allowed: more than 0")
         if not 1 <= self.routers <= MOST_ROUTERS:

@@ -13,6 +13,7 @@ class Gauges:
 
     name = "m"
     chunks = 7
+    waiting = 3
     lag_s = 0.25
     profiles = ()
     lengths = LengthClasses()

@@ -179,7 +179,7 @@ def test_too_many_at_once_is_429_with_a_retry_after(play):
         one = await world.upstream("a")
         gate = asyncio.Event()
         one.behaviour = waits_for(gate)
-        await world.start_router(one.url, active_requests_per_model=1)
+        await world.start_router(one.url, active_requests_per_model=1, queued_requests_per_model=0)
         first = asyncio.ensure_future(world.chat())
         await world.until(lambda: len(one.seen) == 1, "first request")
         answer = await world.chat()
