@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-BENCHMARKS = ("router_inprocess", "router_unary", "router_stream", "decision", "index", "pd")
+BENCHMARKS = ("router_inprocess", "router_unary", "router_stream", "decision", "index", "pd", "overload")
 _MOST_S = 900
 
 
