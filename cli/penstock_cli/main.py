@@ -23,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # the other mode takes the square brackets of a help text for markup and drops them
 )
 
 
@@ -101,7 +102,8 @@ app.command()(doctor)
 def router(
     config: Annotated[Path | None, typer.Option(help="YAML or JSON file of settings (docs/configuration.md).")] = None,
     endpoint: Annotated[
-        list[str] | None, typer.Option(help="Server given by hand: http://host:port[,role=decode,model=NAME,connector=nixl]. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Server given by hand: its URL, and without spaces ,role=decode ,model=NAME ,connector=nixl. Repeatable."),
     ] = None,
     redis: Annotated[str | None, typer.Option(envvar="PENSTOCK_REDIS_URL", help="Redis of the registry.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Served model to follow in the registry. Repeatable. [default: all]")] = None,

@@ -1,9 +1,10 @@
 """Whether `status`, `explain` and `doctor` look at this machine or at a cluster.
 
-What was asked for on the command line wins, then a `penstock up` that runs here, then the cluster of a kubeconfig. Pure, but for
-looking whether the last two are there.
+What was asked for on the command line wins, then a `penstock up` that runs here, then the cluster of a kubeconfig; that nobody named
+the last is said on stderr, since it may be somebody's production.
 """
 
+import sys
 from pathlib import Path
 
 from penstock_cli.cluster import Cluster, open_cluster
@@ -23,6 +24,9 @@ def cluster_meant(
     named = cluster or aim != Aim()
     if named and local:
         raise BothNamed("--url or --data is given with a cluster's option; allowed: one or the other")
-    if named or (not local and folder.running() is None and configured()):
+    if named:
         return open_cluster(aim)
-    return None
+    if local or folder.running() is not None or not configured():
+        return None
+    sys.stderr.write("No `penstock up` runs here: looking into the kubeconfig's cluster.\n")
+    return open_cluster(aim)

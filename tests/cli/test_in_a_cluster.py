@@ -144,6 +144,7 @@ def test_status_and_explain_look_into_a_cluster_with_few_rights(installed: Insta
     assert shown.returncode == 1 and "no `penstock up` runs" in shown.stderr, "a folder named by hand means this machine"
     shown = cli("status", KUBECONFIG=str(installed.kubeconfig), PENSTOCK_DATA=str(tmp_path))
     assert shown.returncode == 0 and "llama-all-one" in shown.stdout and "Context tests" in shown.stdout, shown.stderr
+    assert "looking into the kubeconfig's cluster" in shown.stderr
     body = {"model": "sim", "max_tokens": 4, "messages": [{"role": "user", "content": "What is a penstock?"}]}
     answer = httpx.post(f"{installed.router_url}/v1/chat/completions", json=body, timeout=60)
     assert answer.is_success, answer.text
