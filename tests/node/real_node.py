@@ -30,13 +30,17 @@ COMMANDS = {
     "conntrack": "conntrack",
     "unshare": "util-linux",
     "nsenter": "util-linux",
+    "buildah": "buildah",
+    "mmdebstrap": "mmdebstrap",
 }
 """Command → the Debian package that has it."""
 
 _LOCK = "\0penstock-test-node"  # an abstract socket: it goes with its holder, and leaves no file
 _LINK = "penstock-test"
 _CGROUPS = Path("/sys/fs/cgroup")
+_CPU_WEIGHTS = {"cpu.shares": "16384", "cpu.weight": "1600"}  # of cgroups version 1 and 2; one process has 1,024 and 100
 _STOP_S = 10.0
+_SHOWN_LOG = 2_000
 
 
 class NoNode(Exception):
@@ -135,10 +139,14 @@ class RealNode:
             raise AssertionError(f"{' '.join(command)}: exit status {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout if done.returncode == 0 else ""
 
-    def log_of(self, pod: str) -> str:
-        """Everything that the containers of Pods whose name begins so have said."""
-        found = sorted((FOLDER / "logs").glob(f"*_{pod}*/*/*.log"))
-        return "\n".join(f"== {path.relative_to(FOLDER / 'logs')}\n{path.read_text(errors='replace')}" for path in found)
+    def tag(self, image: str, other: str) -> None:
+        """Give an image another name."""
+        self.inside("ctr", "-a", self._socket, "-n", NAMESPACE, "images", "tag", image, other)
+
+    def logs(self) -> str:
+        """The end of what each container has said; those of deleted Pods are gone."""
+        found = sorted((FOLDER / "logs").glob("*/*/*.log"))
+        return "\n".join(f"== {path.relative_to(FOLDER / 'logs')}\n{path.read_text(errors='replace')[-_SHOWN_LOG:]}" for path in found)
 
     # -- parts
 
@@ -194,8 +202,11 @@ class RealNode:
             (FOLDER / name).write_text(text, encoding="utf-8")
 
     def _start_kubelet(self) -> None:
-        for folder in _cgroup_roots():
-            (folder / CGROUP).mkdir(exist_ok=True)
+        for root in _cgroup_roots():
+            (root / CGROUP).mkdir(exist_ok=True)
+            for name, weight in _CPU_WEIGHTS.items():  # else all pods together get as much as any one process outside
+                if (root / CGROUP / name).exists():
+                    (root / CGROUP / name).write_text(weight, encoding="ascii")
         self._run(
             "kubelet",
             self._program("kubelet"),
