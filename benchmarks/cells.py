@@ -80,4 +80,14 @@ CELLS = (
 """In which `robustness` judges; on `polynomial-reference`, under TTFT 2 s and ITL 25 ms."""
 
 CONVERSATION = Cell("mooncake conversation", f"8x{PLAIN}", 3.0, "× trace", conversation, "mooncake")
-BY_NAME = {cell.name: cell for cell in (*CELLS, CONVERSATION)}
+DIVIDED = Cell("mooncake, 5P3D at 25 GB/s", f"5x{PLAIN}/prefill,3x{PLAIN}/decode", 2.0, "× trace", conversation, "mooncake")
+BY_NAME = {cell.name: cell for cell in (*CELLS, CONVERSATION, DIVIDED)}
+
+
+def trace_for(cell: Cell, folder: Path | None) -> Path | None:
+    """The trace that the cell needs, out of `folder`; None where it needs none, or there is none."""
+    if not cell.trace or folder is None:
+        return None
+    return next(
+        (path for path in sorted(folder.iterdir()) if cell.trace in path.name and path.name.endswith((".csv", ".jsonl", ".zst"))), None
+    )

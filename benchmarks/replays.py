@@ -36,12 +36,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     share: float = 1.0
     slo: Slo = SLO
+    judged: Slo | None = None
+    """Targets that goodput is counted by; None: `slo`, which requests are placed by."""
     trace: Path | None = None
     changed: dict[str, Any] = {}
 
     def measure(self) -> Summary:
         setup = Setup(**{"workers": BY_NAME[self.cell].workers, "policy": self.policy, "slo": self.slo, "seed": self.seed, **self.changed})
-        return summarise(replay(_workload(self.cell, self.load, self.seed, self.share, self.trace), setup))
+        return summarise(replay(_workload(self.cell, self.load, self.seed, self.share, self.trace), setup), self.judged)
 
 
 @lru_cache(maxsize=4)

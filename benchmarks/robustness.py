@@ -17,7 +17,7 @@ from penstock_simulator.report import Summary
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cells import CELLS, Cell
+from benchmarks.cells import CELLS, Cell, trace_for
 from benchmarks.replays import Replays, Run, replays, spread
 from benchmarks.table import RESULTS
 
@@ -44,9 +44,9 @@ class Plan:
     traces: Path | None
 
     def runs(self, cell: Cell, policies: tuple[str, ...], load: float, seeds: tuple[int, ...]) -> list[Run]:
-        trace = next((path for path in sorted(self.traces.iterdir()) if cell.trace in path.name), None) if self.traces else None
+        trace = trace_for(cell, self.traces)
         return [
-            Run(cell=cell.name, policy=policy, load=load, seed=seed, share=self.share, slo=self.slo, trace=trace if cell.trace else None)
+            Run(cell=cell.name, policy=policy, load=load, seed=seed, share=self.share, slo=self.slo, trace=trace)
             for policy in policies
             for seed in seeds
         ]
@@ -166,7 +166,7 @@ def main() -> int:
         plan = Plan((0,), (100, 101), (8,), 0.5, slo, given.traces)
     else:
         plan = Plan((0, 1), (100, 101, 102, 103), FINE, 1.0, slo, given.traces)
-    cells = [cell for cell in CELLS if given.cell in cell.name and (plan.traces or not cell.trace)]
+    cells = [cell for cell in CELLS if given.cell in cell.name and (not cell.trace or trace_for(cell, plan.traces))]
     if not cells:
         print(f"cell is {given.cell!r}; allowed: part of one of {', '.join(cell.name for cell in CELLS)} (those of a trace need --traces)")
         return 2

@@ -25,7 +25,10 @@ class Routers:
         self.many = setup.routers
         options = Options(longest_first=setup.longest_first, fitted=setup.fitted)
         # Random: ties between equal costs, and who serves what; nothing secret.
-        self.schedulers = [Scheduler(setup.policy, rng=Random(setup.seed + 7_919 * r), options=options) for r in range(self.many)]  # noqa: S311
+        self.schedulers = [
+            Scheduler(setup.make_policy() if setup.make_policy else setup.policy, rng=Random(setup.seed + 7_919 * r), options=options)  # noqa: S311
+            for r in range(self.many)
+        ]
         spread = Random(setup.seed + 2)  # noqa: S311
         self.serving = [spread.randrange(self.many) for _ in range(requests)] if self.many > 1 else [0] * requests
         """Router number by request."""

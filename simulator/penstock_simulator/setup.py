@@ -6,7 +6,7 @@ read that. Values only.
 
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from enum import StrEnum
 
 import msgspec
@@ -17,6 +17,7 @@ from penstock_core.errors import Outcome
 from penstock_core.profile import DEFAULT_PROFILE, EngineProfile, profile_named
 from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_router.admission.claim import Claim, LineLimits
+from penstock_router.policies import Policy
 
 from penstock_simulator.workload import Workload
 
@@ -59,6 +60,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: tuple[WorkerSpec, ...]
     policy: str = "target-misses"
+    make_policy: Callable[[], Policy] | None = None
+    """Makes each router's policy instead, which `policy` only names then: for studies of policies that do not ship."""
     slo: Slo = DEFAULT_SLO
     seed: int = 0
     longest_first: bool = True
