@@ -23,6 +23,7 @@ from penstock_simulator import engine_model as engines
 from penstock_simulator import fleet as fl
 from penstock_simulator import kv_cache
 from penstock_simulator.clock import Clock
+from penstock_simulator.control import Control
 from penstock_simulator.entry import Entry, Fate
 from penstock_simulator.links import Links
 from penstock_simulator.membership import Membership
@@ -47,16 +48,19 @@ class Cluster:
     """State: the engines' arrays, the routers with their beliefs, bookings of open requests, and the clock."""
 
     def __init__(self, workload: Workload, setup: Setup) -> None:
-        self._workload, self._setup, self._specs = workload, setup, setup.workers
-        divided = any(spec.role is not Role.BOTH for spec in self._specs)
+        self._workload, self._setup = workload, setup
+        self._clock = Clock()
+        self._routers = Routers(setup, workload.requests, self._clock, self._sync)
+        controlled = setup.make_controller is not None
+        self._members = Membership(setup.workers, setup.spare_workers if controlled else 0, self._routers, self._clock, self._die)
+        self._specs = self._members.specs
+        divided = controlled or any(spec.role is not Role.BOTH for spec in self._specs)
         self._fleet = fl.build(workload, [spec.profile for spec in self._specs], divided=divided, lagging=setup.index_lag_s > 0.0)
         followed = bool((workload.follows >= 0).any())
         self._stops = divided or followed
         for w, spec in enumerate(self._specs):
-            self._fleet.workers[w, fl.DECIDES] = followed or spec.role is not Role.DECODE
+            self._fleet.workers[w, fl.DECIDES] = followed or controlled or spec.role is not Role.DECODE
         self._order = Random(setup.seed + 1)  # noqa: S311  in which order answers of one pass are heard
-        self._clock = Clock()
-        self._routers = Routers(setup, workload.requests, self._clock, self._sync)
         self._entry = None
         if setup.admission is not None:
             self._entry = Entry(self._routers.schedulers[0], setup.admission, setup.claims, workload.output_tokens)
@@ -73,9 +77,12 @@ class Cluster:
         self._late: list[int] = []  # followers that arrive in this instant
         self._loads = np.zeros((len(self._specs), 4), np.int64)
         self._hits = np.zeros(len(self._specs), np.int64)
-        self._members = Membership(self._specs, self._routers, self._clock, self._die)
         self._most_tokens = [spec.profile.kv_tokens // BLOCK_TOKENS * BLOCK_TOKENS for spec in self._specs]
         self._samples: list[Sample] = []
+        self._control: Control | None = None
+        if setup.make_controller is not None:
+            made = setup.make_controller()
+            self._control = Control(made, workload, self._fleet, self._members, self._clock, self._arrival_s, self._outcomes)
         self._cells: memoryview[int] = self._fleet.legs.reshape(-1).data
         self._leg_s: memoryview[float] = self._fleet.times.reshape(-1).data  # type: ignore[assignment]
 
@@ -117,6 +124,8 @@ class Cluster:
         if not requests:
             return
         self._arrival_s[requests] = now
+        if self._control is not None:
+            self._control.arrived += requests
         self._sync()
         if self._setup.index_lag_s > 0.0:
             kv_cache.see_changes(self._fleet, now - self._setup.index_lag_s)
@@ -272,6 +281,8 @@ class Cluster:
         self._open -= 1
         if self._entry is not None:
             self._entry.over(request, outcome is Outcome.OK, now)
+        if self._control is not None:
+            self._control.ended.append(request)
         self._bookings.pop(request, None)
         self._told.pop(request, None)
         gap_s = self._workload.gap_s
@@ -326,7 +337,7 @@ class Cluster:
         )
         for w in sorted(self._members.draining & self._members.live):
             if not self._legs_at(w).size:
-                self._members.leave(w, now)
+                self._members.emptied(w, now)
         self._clock.at(now + self._setup.report_period_s, self._report)
 
     def _tell(self, heard: list[tuple[str, Load]], now: float) -> None:
@@ -338,8 +349,6 @@ class Cluster:
         requests = self._workload.requests
         first, last = self._fleet.times[:requests].T.copy()
         span_s = float(np.nanmax(np.append(last, self._clock.now if np.isnan(last).all() else 0.0)))
-        ends = np.where(np.isnan(self._members.left_s), span_s, self._members.left_s)
-        asked = np.array([spec.asked_s for spec in self._specs])
         return Replay(
             workload=self._workload,
             setup=self._setup,
@@ -351,7 +360,7 @@ class Cluster:
             gaps=self._fleet.gaps,
             counters=self._fleet.workers,
             busy_s=self._fleet.seconds[:, fl.BUSY_S].copy(),
-            worker_s=np.maximum(0.0, ends - asked),
+            worker_s=self._members.paid_s(span_s),
             span_s=span_s,
             samples=self._samples,
         )

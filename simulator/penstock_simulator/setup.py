@@ -19,6 +19,7 @@ from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_router.admission.claim import Claim, LineLimits
 from penstock_router.policies import Policy
 
+from penstock_simulator.changes import Controller
 from penstock_simulator.workload import Workload
 
 
@@ -81,6 +82,10 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     bookings: Bookings = Bookings.HEARD
     exchange_s: float = 0.05
     """Age of news from another router; also how often routers tell how far their streams are."""
+    make_controller: Callable[[], Controller] | None = None
+    """Makes what starts, drains and re-roles workers during the replay; None: the fleet stays as given."""
+    spare_workers: int = 0
+    """How many workers there may be at once beyond `workers`, where there is a controller. Started ones are like the first worker."""
     known_lengths: bool = False
     """The router knows how long each answer will be: what the best prediction could be worth."""
     kinds: tuple[Hashable, ...] = ()
@@ -99,6 +104,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"report_period_s is {self.report_period_s!r}; allowed: more than 0")
         if not 1 <= self.routers <= MOST_ROUTERS:
             raise ValueError(f"routers is {self.routers!r}; allowed: 1..{MOST_ROUTERS}")
+        if not 0 <= self.spare_workers <= _MOST_WORKERS:
+            raise ValueError(f"spare_workers is {self.spare_workers!r}; allowed: 0..{_MOST_WORKERS}")
         for name in ("report_lag_s", "index_lag_s", "exchange_s"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: 0 or more")

@@ -9,6 +9,7 @@ from penstock_core.endpoint import Role
 from penstock_core.profile import DEFAULT_PROFILE, EngineProfile
 from penstock_core.slo import Slo
 from penstock_router import columns as col
+from penstock_router.policies import RoundRobin
 from penstock_router.scheduling import Ask
 from penstock_simulator.cluster import Cluster, replay
 from penstock_simulator.generate import Traffic, generate
@@ -296,6 +297,13 @@ def test_what_routers_hear_of_one_another_is_worth_goodput() -> None:
     )
     assert blind < heard - 0.05
     assert heard > alone - 0.02
+
+
+def test_a_policy_that_does_not_ship_can_be_studied() -> None:
+    """What the Setup brings is asked instead of the one it names."""
+    workload = generate(TRAFFIC)
+    brought = replay(workload, Setup(workers=workers(3), policy="mine", make_policy=RoundRobin))
+    assert brought.worker.tolist() == replay(workload, Setup(workers=workers(3), policy="round-robin")).worker.tolist()
 
 
 def test_a_router_does_not_see_what_another_has_announced() -> None:
