@@ -21,6 +21,7 @@ RENDERING_FIELDS = frozenset(
     {
         "add_generation_prompt",
         "add_special_tokens",
+        "cache_salt",
         "chat_template",
         "chat_template_kwargs",
         "continue_final_message",
@@ -31,7 +32,8 @@ RENDERING_FIELDS = frozenset(
         "tools",
     }
 )
-"""Request fields that change how an engine renders the prompt; templates put most of them in front of the text."""
+"""Request fields that change how an engine renders the prompt (templates put most of them in front of the text), and the client's
+own `cache_salt`, by which engines keep equal prompts apart."""
 
 # Structure bytes: 1B is reserved, 1C opens a field, 1D stands before the hash of a part that is not text, 1E ends a
 # message, 1F separates. In text each of them, and the escape byte 10 itself, is preceded by 10.

@@ -22,7 +22,8 @@ class ServerLimits:
 
     `body_timeout_s` is for the whole body, so a client that sends a byte a second is answered 408. `write_stall_timeout_s` is how
     long a client may leave `write_high_water_bytes` unread. `linger_timeout_s` is how long a refused client is listened to (and
-    ignored) so that it can read the refusal before the connection closes.
+    ignored) so that it can read the refusal before the connection closes. At `max_connections` the connection that has been without a
+    request longest makes room for a newcomer, if that is at least `spare_idle_s`; else the newcomer is refused.
     """
 
     header_bytes: int = 32 * KIB
@@ -35,6 +36,7 @@ class ServerLimits:
     linger_timeout_s: float = 2.0
     pipeline_bytes: int = 64 * KIB
     max_connections: int = 16_384
+    spare_idle_s: float = 1.0
 
     def __post_init__(self) -> None:
         _require_positive(self)

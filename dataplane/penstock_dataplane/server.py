@@ -8,11 +8,11 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from penstock_dataplane.asgi import AsgiApp, serve_app
-from penstock_dataplane.connection import ServerConnection
+from penstock_dataplane.connection import Phase, ServerConnection
 from penstock_dataplane.exchange import Exchange
 from penstock_dataplane.limits import ServerLimits
 from penstock_dataplane.request_parser import Request
@@ -85,6 +85,8 @@ class Server:
         self._sweeper: asyncio.TimerHandle | None = None
         self._watcher: asyncio.TimerHandle | None = None
         self._idle: asyncio.Event | None = None
+        self._idlest: list[tuple[float, ServerConnection]] = []  # found idle, with their deadlines then; the longest idle last
+        self._idlest_s = -inf  # when they were looked for
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> tuple[str, int]:
         """Listen on a TCP address; returns the bound (host, port). OSError if it cannot be had."""
@@ -182,7 +184,23 @@ class Server:
     def admit(self, connection: ServerConnection) -> bool:
         """Count a new connection in; False if it is over `max_connections` (it may stay only to read its refusal)."""
         self._connections.add(connection)
-        return len(self._connections) <= self.limits.max_connections
+        return len(self._connections) <= self.limits.max_connections or self._close_idlest(connection)
+
+    def _close_idlest(self, newcomer: ServerConnection) -> bool:
+        """Close the connection that has been without a request longest, if there is one. Looked for at most once a sweep, all at once."""
+        while True:
+            while self._idlest:
+                deadline_s, connection = self._idlest.pop()
+                if connection.phase is Phase.IDLE and connection.deadline_s == deadline_s and connection in self._connections:
+                    connection.close_if_idle()
+                    return True
+            now_s = self._loop.time()
+            if now_s < self._idlest_s + self.limits.sweep_interval_s:
+                return False
+            self._idlest_s = now_s
+            latest_s = now_s + self.idle_timeout_s - self.limits.spare_idle_s
+            idle = [(one.deadline_s, one) for one in self._connections if one.phase is Phase.IDLE and one is not newcomer]
+            self._idlest = sorted((pair for pair in idle if pair[0] <= latest_s), key=lambda pair: -pair[0])
 
     def forget(self, connection: ServerConnection) -> None:
         """A connection is lost."""

@@ -62,11 +62,12 @@ class LegFailed(Exception):
     still be claimed by another.
     """
 
-    def __init__(self, endpoint: Endpoint, reason: str, detail: str, *, kv_kept: bool = False) -> None:
+    def __init__(self, endpoint: Endpoint, reason: str, detail: str, *, kv_kept: bool = False, come_again_s: int | None = None) -> None:
         super().__init__(f"{endpoint.id}: {detail}")
         self.endpoint = endpoint
         self.reason = reason
         self.kv_kept = kv_kept
+        self.come_again_s = come_again_s  # it has too many requests (429), and said so much
 
 
 class Call:

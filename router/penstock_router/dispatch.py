@@ -44,6 +44,7 @@ class Dispatch:
     async def run(self, call: Call, waiting: Waiting) -> None:
         """Answer the call from the best placement that works. Raises Ended or Answered; `call.booking` is left to the caller."""
         last: LegFailed | None = None
+        come_again_s: list[int | None] = []
         while call.tried < self._attempts:
             booking = await self._place(call, waiting)
             if booking is None:
@@ -56,7 +57,12 @@ class Dispatch:
                 return
             except LegFailed as failed:
                 last = failed
+                come_again_s.append(failed.come_again_s)
                 self._give_up_placement(call, failed)
+        told = [seconds for seconds in come_again_s if seconds is not None]
+        if told and len(told) == len(come_again_s):
+            said = f"every endpoint of {call.served.name} that was tried ({call.tried}) has too many requests"
+            raise Ended(Outcome.QUEUE_FULL, said, retry_after_s=min(told), detail=f"{last}")
         raise self._gave_up(call, last)
 
     async def _place(self, call: Call, waiting: Waiting) -> Booking | None:
@@ -129,7 +135,9 @@ class Dispatch:
         call.prefill_usage = None
         body = stream_body(call.chat)
         if call.salt and not call.served.ours:
-            body = decode_body(call.chat, {"cache_salt": call.salt.decode()})  # a plain engine isolates by this field (vLLM's)
+            own = call.chat.rendering.get("cache_salt")
+            salt = call.salt + (b"/" + bytes(own).strip(b'"') if own is not None else b"")
+            body = decode_body(call.chat, {"cache_salt": salt.decode()})  # a plain engine isolates by this field (vLLM's)
         response = await self._legs.send(call, endpoint, body)
         await self._deliverer.deliver(call, endpoint, response)
 

@@ -83,7 +83,8 @@ class Legs:
         if status >= 500 or status in _RETRIED_STATUSES or not 400 <= status < 500:
             response.close()
             reason = "busy" if status in _RETRIED_STATUSES else "server_error" if status >= 500 else "garbage"
-            return LegFailed(endpoint, reason, f"answered {status}")
+            come_again_s = _come_again_s(response) if status == 429 else None
+            return LegFailed(endpoint, reason, f"answered {status}", come_again_s=come_again_s)
         try:
             body = await response.read(_PASSED_BODY_BYTES)
         except UpstreamError as error:
@@ -91,6 +92,12 @@ class Legs:
         if not is_object(body):  # a proxy's page, not an engine's word on the request
             return LegFailed(endpoint, "garbage", f"answered {status} with a body that is no JSON object")
         return Answered(status, response.headers, body)
+
+
+def _come_again_s(response: Response) -> int:
+    """Whole seconds of a 429's Retry-After, 1..60; 1 where it says nothing that can be read."""
+    said = response.header(b"retry-after") or b""
+    return min(60, max(1, int(said))) if said.isdigit() and len(said) < 9 else 1
 
 
 def out_of_time(call: Call) -> Ended:

@@ -11,7 +11,7 @@ FAILURES = {
     "connection_lost": says(b"HTTP/1.1 200 O", close=True),
     "garbage": says(b"EHLO nonsense\r\n\r\n", close=True),
     "server_error": says(whole(500, b"<html>oops</html>", kind="text/html")),
-    "busy": says(whole(429, b"{}")),
+    "busy": says(whole(408, b"{}")),
     "html_with_200": says(whole(200, b"<html>welcome</html>", kind="text/html")),
     "html_with_404": says(whole(404, b"<html>no such page</html>", kind="text/html")),
     "nothing_with_200": says(whole(200, b"")),
@@ -36,6 +36,24 @@ def test_an_upstream_that_fails_everywhere_is_502_in_json(play, kind):
         assert not any(word.encode() in answer.body for word in (*(one.url.rpartition("/")[2] for one in ones), "EHLO"))
         assert sorted(len(one.seen) for one in ones) == [1, 1]
         assert sum(router.figures.retries.values()) == 1 and world.outcomes() == {"upstream_failed": 1}
+
+    play(scenario)
+
+
+def test_when_every_upstream_has_too_many_requests_it_is_429_with_the_soonest_retry_after(play):
+    """Not the router's failure and not the upstreams': the client is told when the first of them wants to be asked again."""
+
+    async def scenario(world):
+        ones = [await world.upstream(name) for name in "ab"]
+        for one, seconds in zip(ones, (30, 7), strict=True):
+            one.behaviour = says(whole(429, b"{}", f"retry-after: {seconds}"))
+        await world.start_router(*(one.url for one in ones))
+        answer = await world.chat()
+        assert (answer.status, answer.error["code"], answer.error["type"]) == (429, "queue_full", "rate_limit_error")
+        assert answer.headers["retry-after"] == "7"
+        assert "has too many requests" in answer.error["message"] and "2" in answer.error["message"]
+        ones[0].behaviour = says(whole(500, b"{}"))
+        assert (await world.chat()).status == 502, "one of them failed: no use in promising anything"
 
     play(scenario)
 

@@ -240,6 +240,24 @@ def test_isolated_tenants_get_a_cache_salt_and_the_fleet_token_stays_home(play, 
     play(scenario)
 
 
+def test_a_clients_own_cache_salt_keeps_prompts_apart(play):
+    """Two who salt alike share a prefix, two who do not never do; an isolated tenant's salt stands before the client's own."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        await world.start_router(one.url, policy="target-misses", explain_every=1)
+        text, hits = "word " * 400, []
+        for salt in ("red", "red", "blue", None):
+            fields = {"cache_salt": salt} if salt else {}
+            answer = await world.chat(text, headers={"x-penstock-explain": "1"}, **fields)
+            shown = dict(part.split("=", 1) for part in answer.headers["x-penstock-placement"].split(";"))
+            hits.append(int(shown["hit_tokens"]) > 0)
+        assert hits == [False, True, False, False]
+        assert [seen.body.get("cache_salt") for seen in one.seen] == ["red", "red", "blue", None]
+
+    play(scenario)
+
+
 def test_isolation_without_the_fleets_token_is_refused(play, tmp_path, redis_url, unused_model):
     """Salts need the token: rather no answer than a shared cache."""
     keys = tmp_path / "keys.yaml"
