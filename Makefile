@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 APT_LINE := sudo apt-get install -y git make python3 python3-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help dev up check test test-cluster test-engines test-node cluster programs golden bench image docs lock lock-engines clean redis
+.PHONY: help dev up check test test-cluster test-engines test-node cluster programs golden bench image kind docs lock lock-engines clean redis
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -67,6 +67,9 @@ bench-operator: dev programs  ## Measure the operator with 1,000 ModelServices o
 
 image:  ## Build the container image (Docker, Podman or Buildah); BASE=debian where no registry can be reached
 	@PYTHON="$(PYTHON)" image/build.sh
+
+kind:  ## Start a cluster in Docker with kind, and in it Penstock with the Sim engine
+	@PYTHON="$(PYTHON)" image/kind.sh
 
 docs: $(INSTALLED)  ## Rewrite what is generated: tables in docs/, manifests/crds
 	$(BIN)/python -m penstock_cli.reference
