@@ -149,7 +149,7 @@ async def change(made: ControlPlane, seed: int, seconds: float) -> int:
     drawn = random.Random(seed)
     count = round(CHANGES_A_SECOND * seconds)
     body = msgspec.json.encode({"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "Benchmark"}]}})
-    session = await new_session(configuration, connections=16)
+    session = await new_session(configuration, connections=64)
     headers = {**await authorization(configuration), "content-type": "application/strategic-merge-patch+json"}
     began = time.perf_counter()
 
