@@ -51,8 +51,11 @@ class OneWrite:
         raise Ended
 
 
-async def lives_until(server: ApiServer, once: OneWrite, key: tuple[str, str], done: Callable[[], bool]) -> None:
-    """Life after life, each from a fresh listing, until `done` and a whole life writes nothing."""
+async def lives_until(
+    server: ApiServer, once: OneWrite, key: tuple[str, str], done: Callable[[], bool], most_writes: int | None = None
+) -> None:
+    """Life after life, each from a fresh listing, until `done` and a whole life writes nothing, or until so many writes."""
+    first = len(once.writes)
     async with asyncio.timeout(120):
         while True:
             cache = Cache(WATCHED)
@@ -67,9 +70,45 @@ async def lives_until(server: ApiServer, once: OneWrite, key: tuple[str, str], d
                     return
                 await asyncio.sleep(0.05)  # kwok and the controllers are at work
             except Ended:
-                pass
+                if most_writes is not None and len(once.writes) - first >= most_writes:
+                    return
             finally:
                 await drainer.aclose()
+
+
+def test_a_deletion_amid_the_writes_of_a_rollout_leaves_nothing(view: View) -> None:
+    """The service is deleted after 1, 2, 3, … writes of a rollout, and lives of one write go on: each time nothing is left in the end."""
+    plane, key = view.plane, (view.namespace, "llama")
+    pools = [{"name": "all", "role": "Both", "replicas": 1}]
+    gone = f"{OURS}/namespaces/{view.namespace}/modelservices/llama"
+
+    def nothing() -> bool:
+        kept = [raw for raw in view.get(f"{CORE}//secrets")["items"] if raw["metadata"]["name"] == "llama-workers"]
+        return not (kept or view.pods() or view.get(f"{OURS}//workerpools")["items"] or view.get(f"{APPS}//controllerrevisions")["items"])
+
+    def rolled() -> bool:
+        return view.images("all") == ["penstock:2"] and view.condition("Progressing").get("reason") == "Complete"
+
+    async def story() -> int:
+        server = ApiServer(await login(str(plane.kubeconfig), {}))
+        await server.open()
+        writes = 0
+        while True:
+            once = OneWrite(server)
+            accepted(plane.apply(model_service(view.namespace, pools=pools, drain={"deadlineSeconds": 1})))
+            await lives_until(server, once, key, lambda: view.condition("Progressing").get("reason") == "Complete")
+            image = {"type": "Sim", "image": "penstock:2"}
+            accepted(plane.apply(model_service(view.namespace, pools=pools, drain={"deadlineSeconds": 1}, engine=image)))
+            writes += 1
+            await lives_until(server, once, key, rolled, most_writes=writes)
+            finished = rolled()
+            accepted(plane.client.delete(gone))
+            await lives_until(server, once, key, nothing)
+            if finished:
+                await server.aclose()
+                return writes
+
+    assert asyncio.run(story()) >= 5
 
 
 def test_an_operator_that_lives_for_one_write_at_a_time(view: View) -> None:

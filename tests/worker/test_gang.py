@@ -98,3 +98,10 @@ def test_a_gang_without_tokens_is_refused():
     """A Ray over several Pods that asks for nothing would run anybody's code."""
     with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN are not both set; allowed: 1"):
         serve_worker(WorkerConfig(engine_host="ray", gang_size=2), WorkerSecrets(fleet_token="t"))
+
+
+def test_a_gang_of_vllm_is_refused_until_it_can_span_pods():
+    """Rather than one that waits for ranks that never come."""
+    config = WorkerConfig(engine_host="ray", gang_size=2, engine="vllm", model_folder="/model")
+    with pytest.raises(ConfigError, match="gang_size is 2; allowed: 1 with engine vllm"):
+        serve_worker(config, WorkerSecrets(fleet_token="t", ray_token="r"))

@@ -75,6 +75,7 @@ class GangFollower:
         while not self._leaving.is_set():
             news = await self._call("GET", NEWS_PATH)
             if next_step(self._joined(), news) is Step.JOIN and news is not None:
+                self.ready = False
                 await self._end_ray()
                 self._join(news)
             self.ready = serves(self._joined(), news)

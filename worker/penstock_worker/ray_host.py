@@ -272,8 +272,9 @@ def _take_signals_back() -> None:
     """Ray puts handlers of its own before ours: after a SIGTERM they print a trace and abort this process 3 s later, drained or not."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.getsignal(number))
-            signal.siginterrupt(number, False)
+            if (ours := signal.getsignal(number)) is not None:
+                signal.signal(number, ours)
+                signal.siginterrupt(number, False)
 
 
 def _lives(pid: int) -> bool:
