@@ -24,6 +24,7 @@ from tests.operator.conftest import OperatorProcess
 
 Object = dict[str, Any]
 SECRET = f"/api/v1/namespaces/{NAMESPACE}/secrets/penstock-secrets"
+IMAGE = f"penstock:{yaml.safe_load((CHART / 'Chart.yaml').read_text())['appVersion']}"
 DEPLOYMENTS = ("penstock-operator", "penstock-redis", "penstock-router")
 MODELS = "models"
 PASSING = {"events"}
@@ -136,7 +137,7 @@ def test_install_upgrade_uninstall(plane: ControlPlane, older_chart: Path, tmp_p
     assert fill(plane) == "Secret penstock-secrets: nothing was missing\n"
 
     plane.helm("upgrade", "penstock", str(CHART), "--namespace", NAMESPACE, "--set", "router.replicas=3")
-    wait_until("all of the new chart", lambda: available(plane, "penstock:0.1.0"))
+    wait_until("all of the new chart", lambda: available(plane, IMAGE))
     assert plane.client.get(SECRET).json()["data"] == secrets
     assert "rollout" in plane.kubectl("explain", "modelservice.spec")
     operate(plane, tmp_path)
@@ -151,7 +152,7 @@ def test_install_upgrade_uninstall(plane: ControlPlane, older_chart: Path, tmp_p
     wait_until("only what was there and the definitions", lambda: left(plane) == {**before, **definitions})
 
     plane.helm("install", "penstock", str(CHART), "--namespace", NAMESPACE)  # over the definitions that stayed
-    wait_until("all, again", lambda: available(plane, "penstock:0.1.0"))
+    wait_until("all, again", lambda: available(plane, IMAGE))
     plane.helm("uninstall", "penstock", "--namespace", NAMESPACE)
 
 
@@ -161,7 +162,7 @@ def test_the_manifest_for_kubectl_installs_the_same(plane: ControlPlane) -> None
     wait_until("the namespace is free of the release", lambda: not plane.client.get(SECRET).is_success)
     first = plane.kubectl(*words, "--force-conflicts")
     assert "Warning" not in first, first
-    wait_until("all", lambda: available(plane, "penstock:0.1.0"))
+    wait_until("all", lambda: available(plane, IMAGE))
     fill(plane)
     secrets = accepted(plane.client.get(SECRET))["data"]
     plane.kubectl(*words)
@@ -172,6 +173,6 @@ def test_the_manifest_for_kubectl_installs_the_same(plane: ControlPlane) -> None
 def test_a_pod_that_may_do_more_is_refused_there(plane: ControlPlane) -> None:
     """The admission is real: what the Pods above pass is not passed by one with a root user."""
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "root", "namespace": MODELS}}
-    answer = plane.apply({**pod, "spec": {"containers": [{"name": "root", "image": "penstock:0.1.0"}]}})
+    answer = plane.apply({**pod, "spec": {"containers": [{"name": "root", "image": IMAGE}]}})
     assert answer.status_code == 403
     assert "violates PodSecurity" in answer.json()["message"]

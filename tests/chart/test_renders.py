@@ -143,5 +143,6 @@ def test_a_packed_chart_holds_everything(go_programs: Programs, tmp_path: Path) 
     """What is pushed to a chart registry installs as the folder does."""
     shutil.copytree(CHART, tmp_path / "penstock")
     assert helm(go_programs, "package", str(tmp_path / "penstock"), "--destination", str(tmp_path)).returncode == 0
-    packed = helm(go_programs, "template", "penstock", str(tmp_path / "penstock-0.1.0.tgz"), "--namespace", "penstock-system")
+    (archive,) = tmp_path.glob("*.tgz")
+    packed = helm(go_programs, "template", "penstock", str(archive), "--namespace", "penstock-system")
     assert packed.stdout == INSTALL.read_text(encoding="utf-8").removeprefix(RENDERS[0].head)
