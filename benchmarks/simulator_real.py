@@ -2,7 +2,8 @@
 
 `python -m benchmarks.simulator_real`. Real router, real `sim` workers in processes, wall clock, speed 1; prompts are tokenised here as the
 workers do, so the replay shares exactly the blocks they share. Medians of TTFT and ITL are to be within 10 % while the
-machine is less than 60 % busy; how busy it was is printed.
+machine is less than 60 % busy; how busy it was is printed. What HTTP, tokenising and wake-ups take is measured on lone requests of several
+lengths before, none of them among the 500, and given to the replay as the front end of its workers.
 """
 
 import asyncio
@@ -16,11 +17,12 @@ from random import Random
 
 import httpx
 import msgspec
+import numpy as np
 import psutil
 from penstock_core.slo import Slo
 from penstock_simulator.cluster import replay
 from penstock_simulator.report import Spread, summarise
-from penstock_simulator.setup import Setup, same_workers
+from penstock_simulator.setup import FrontEnd, Setup, same_workers
 from penstock_simulator.workload import BLOCK_TOKENS, Asked, Workload, assemble
 from penstock_worker.engines.sim.request import parse
 from penstock_worker.engines.sim.tokenizer import Tokenizer
@@ -34,6 +36,7 @@ RATE = 8.0
 WORKERS = 3
 PATH = "/v1/chat/completions"
 PREFIXES, PREFIX_BYTES, PROMPT_BYTES = 12, 4_096, 6_000
+LONE_BYTES, LONE_TIMES, LONE_EVERY_S = (400, 2_000, 6_000, 12_000, 24_000), 6, 0.6
 LEAD_S = 3.0
 """Seconds before the first arrival."""
 
@@ -99,6 +102,22 @@ def as_workload(sent: list[Sent]) -> Workload:
     return assemble("as sent", asked, len(known))
 
 
+def lone(url: str) -> FrontEnd:
+    """What a lone request takes beyond its prefill, as a constant and so much a token: the least-squares line over LONE lengths."""
+    profile, tokens, beyond_s = same_workers(1)[0].profile, [], []
+    sent = []
+    for index, size in enumerate(length for length in LONE_BYTES for _ in range(LONE_TIMES)):
+        messages = [{"role": "user", "content": text(size, 900_000 + index)}]
+        body = {"model": "sim", "messages": messages, "stream": True, "max_tokens": 2, "min_tokens": 2}
+        sent.append(Sent(LONE_EVERY_S * (index + 1), json.dumps(body).encode(), 2, []))
+    asyncio.run(drive(url, sent))
+    for one, count in zip(sent, as_workload(sent).prompt_tokens.tolist(), strict=True):
+        tokens.append(count)
+        beyond_s.append(one.arrivals_s[0] - one.due_s - profile.prefill_s(count))
+    per_token_s, constant_s = np.polyfit(tokens, beyond_s, 1)
+    return FrontEnd(constant_s=max(0.0, float(constant_s)), per_token_s=max(0.0, float(per_token_s)))
+
+
 def compare(name: str, real_ms: list[float], simulated: Spread) -> Row:
     """The real figure's distance from the simulated one, in percent of it, at the median."""
     assert simulated.p50 is not None and simulated.mean is not None
@@ -114,8 +133,9 @@ def main() -> None:
         options = ("--prefill", "0", "--decode", "0", "--both", str(WORKERS))
         with up(Path(folder) / "data", *options) as url:
             asyncio.run(drive(url, requests(1, 30)))  # warms connections, code and tables
+            front = lone(url)
             busy = asyncio.run(drive(url, sent))
-    model = summarise(replay(as_workload(sent), Setup(workers=same_workers(WORKERS), slo=Slo())))
+    model = summarise(replay(as_workload(sent), Setup(workers=same_workers(WORKERS), slo=Slo(), front_end=front)))
     ttft_ms = [(one.arrivals_s[0] - one.due_s) * 1e3 for one in sent]
     gaps_ms = [(after - before) * 1e3 for one in sent for before, after in zip(one.arrivals_s, one.arrivals_s[1:], strict=False)]
     tpot_ms = [(one.arrivals_s[-1] - one.arrivals_s[0]) / (len(one.arrivals_s) - 1) * 1e3 for one in sent if len(one.arrivals_s) > 1]
@@ -128,7 +148,8 @@ def main() -> None:
             "%",
             (busy * 100.0,),
             60.0,
-            f"{count} requests, {RATE:g}/s, {WORKERS} workers, hits {model.hit_ratio:.0%} simulated",
+            f"{count} requests, {RATE:g}/s, {WORKERS} workers, hits {model.hit_ratio:.0%} simulated; front end "
+            f"{front.constant_s * 1e3:.1f} ms + {front.per_token_s * 1e6:.2f} µs a token",
         ),
     ]
     show("Simulator against the real stack", rows)

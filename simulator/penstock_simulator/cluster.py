@@ -179,7 +179,19 @@ class Cluster:
         kv_cache.announce(self._fleet, leg, w, int((now + ANNOUNCED_S) * 1e3), routers.serving[request], routers.many)
         if self._too_long(leg, w):
             self._fail(request, Outcome.BAD_REQUEST, now)
+            return
+        front_s = self._setup.front_end.constant_s
+        front_s += self._setup.front_end.per_token_s * self._cells[leg * fl.LEG + fl.PROMPT]
+        if front_s == 0.0:
+            engines.enqueue(self._fleet, leg, w, False)
         else:
+            self._fleet.legs[leg, fl.WORKER] = w
+            booking = self._bookings[request]
+            self._clock.at(now + front_s, lambda _now: self._reach(leg, w, booking))
+
+    def _reach(self, leg: int, w: int, booking: Booking | Shared) -> None:
+        """A leg is through its worker's front end, unless it has been placed anew or given up meanwhile."""
+        if self._bookings.get(leg % self._workload.requests) is booking:
             engines.enqueue(self._fleet, leg, w, False)
 
     def _too_long(self, leg: int, w: int) -> bool:

@@ -40,6 +40,19 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     dies_s: float | None = None
 
 
+class FrontEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds between a request's arrival and its place in an engine's queue: HTTP, tokenising, wake-ups. Measured, not guessed."""
+
+    constant_s: float = 0.0
+    per_token_s: float = 0.0
+    """For each prompt token, cached or not."""
+
+    def __post_init__(self) -> None:
+        for name in ("constant_s", "per_token_s"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"front end: {name} is {getattr(self, name)!r}; allowed: 0 or more")
+
+
 class Bookings(StrEnum):
     """What routers know of one another's bookings."""
 
@@ -72,6 +85,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Tenant and priority of each request; empty: all alike."""
     together: bool = True
     """Arrivals of one instant are placed in one turn; False: each in a turn of its own."""
+    front_end: FrontEnd = FrontEnd()
+    """None by default: a trace study is of engines and routing."""
     report_period_s: float = 1.0
     report_lag_s: float = 0.0
     """Age of a load report when the router hears it."""

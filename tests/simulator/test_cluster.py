@@ -12,9 +12,10 @@ from penstock_router import columns as col
 from penstock_router.policies import RoundRobin
 from penstock_router.scheduling import Ask
 from penstock_simulator.cluster import Cluster, replay
+from penstock_simulator.fleet import PROMPT_TOKENS
 from penstock_simulator.generate import Traffic, generate
 from penstock_simulator.report import summarise
-from penstock_simulator.setup import Bookings, Setup, WorkerSpec, mixed_workers, same_workers
+from penstock_simulator.setup import Bookings, FrontEnd, Setup, WorkerSpec, mixed_workers, same_workers
 from penstock_simulator.workload import Asked, Workload, assemble
 
 PROFILE = msgspec.structs.replace(DEFAULT_PROFILE, kv_tokens=2_048 * 64)
@@ -48,6 +49,25 @@ def test_undivided_and_alone_a_request_takes_what_the_profile_says() -> None:
     found = replay(own((2.0, 1_000, 3)), Setup(workers=workers(2)))
     assert found.first_s[0] - 2.0 == pytest.approx(PROFILE.prefill_s(1_000))
     assert found.last_s[0] - found.first_s[0] == pytest.approx(PROFILE.decode_s(1, 1_001) + PROFILE.decode_s(1, 1_002))
+
+
+def test_a_front_end_delays_the_engine_by_what_it_takes() -> None:
+    """A constant and so much a token, before the prefill; gaps between tokens stay."""
+    front = FrontEnd(constant_s=0.003, per_token_s=2e-6)
+    plain, fronted = (replay(own((2.0, 1_000, 3)), Setup(workers=workers(2), front_end=one)) for one in (FrontEnd(), front))
+    assert fronted.first_s[0] - plain.first_s[0] == pytest.approx(0.005)
+    assert fronted.last_s[0] - fronted.first_s[0] == pytest.approx(plain.last_s[0] - plain.first_s[0])
+
+
+@pytest.mark.parametrize("fleet", [workers(2), workers(0, 2, 2)], ids=["aggregated", "divided"])
+def test_what_is_in_the_front_end_of_a_worker_that_dies_is_placed_again(fleet: tuple[WorkerSpec, ...]) -> None:
+    """Nothing is lost, and nothing is computed twice."""
+    dying = (msgspec.structs.replace(fleet[0], dies_s=0.05), *fleet[1:])
+    workload = own((0.0, 640, 5), (0.0, 640, 5), (0.0, 640, 5), (0.0, 640, 5))
+    found = replay(workload, Setup(workers=dying, policy="round-robin", front_end=FrontEnd(constant_s=0.1)))
+    assert found.outcomes == ["ok"] * 4
+    assert found.counters[:, PROMPT_TOKENS].sum() == 4 * 640
+    assert found.counters[0, PROMPT_TOKENS] == 0
 
 
 def test_divided_ttft_is_prefill_transfer_and_the_first_decode_step() -> None:
@@ -222,6 +242,7 @@ def test_targets_decide_goodput_and_one_token_answers_have_no_itl() -> None:
         ({"workers": workers(1), "report_period_s": 0.0}, "report_period_s is 0.0"),
         ({"workers": workers(1), "routers": 17}, "routers is 17; allowed: 1..16"),
         ({"workers": workers(1), "exchange_s": 1e-4}, "exchange_s is 0.0001; allowed: 0, or 0.001 and more"),
+        ({"workers": workers(1), "spare_workers": -1}, "spare_workers is -1; allowed: 0..1024"),
         ({"workers": workers(1), "policy": "best"}, "policy is 'best'"),
         ({"workers": workers(1), "policy": "block-cost:x"}, "policy is 'block-cost:x'"),
         ({"workers": (WorkerSpec(id="a"), WorkerSpec(id="a", role=Role.BOTH))}, "worker ids"),
