@@ -65,4 +65,5 @@ EVERYTHING = 0
 # The prompt being placed.
 NOW_S, PROMPT, CHUNK_TOKENS, TARGET_TTFT_S, TARGET_S, SIGMA, KV_NEED = range(7)
 SLIP_S = 7  # a TTFT prediction is off by SIGMA of it, and by so many seconds whatever it is
-ASK = 8
+WORK_PRICE = 8  # of a second of prefill, in misses; the kernel writes it
+ASK = 9

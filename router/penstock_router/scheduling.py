@@ -291,7 +291,7 @@ class Scheduler:
         query, slo = self._query, ask.slo
         prompt, output = max(1, ask.prompt_tokens), self.expected_tokens(ask)
         spare_s, off = max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s), self._residuals
-        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, off.sigma, prompt + output, off.slip_s)
+        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, off.sigma, prompt + output, off.slip_s, 0.0)
         query.seed = self._rng.getrandbits(32)
         query.explain = ask.explain
         hits = ask.hits

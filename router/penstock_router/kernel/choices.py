@@ -6,7 +6,7 @@ import numpy as np
 
 from penstock_router import columns as col
 from penstock_router.kernel.compiled import Chunks, Floats, Owners, Rows, Slots, compiled
-from penstock_router.kernel.costs import NO_ROOM, decode_wait, held_tokens, hold, no_room, weigh
+from penstock_router.kernel.costs import NO_ROOM, decode_wait, held_tokens, hold, no_room, weigh, work_price
 from penstock_router.kernel.misses import missed_ttft, others_miss
 
 
@@ -29,6 +29,7 @@ def least_cost(
     The sum over streams only adds, so a candidate dearer without it than the best with it is not looked at further,
     unless `everything` asks for all terms.
     """
+    q[col.WORK_PRICE] = work_price(rows, candidates, q)
     hold(rows, owners, slots, chunks, 1.0)
     first = -1
     for i in range(len(candidates)):
@@ -105,6 +106,7 @@ def least_pair(
 ) -> int:  # fmt: skip
     """Row of the prefill side of the cheapest pair (its PARTNER is the decode side); −1 for no pair.
 
+    Asked after `least_cost`, whose WORK_PRICE holds.
     The decode side adds its step, what waits there and the ITL misses lately seen there. One of the two is dedicated:
     between two endpoints that do both, the hand-over buys nothing that the choice of one of them does not.
     """

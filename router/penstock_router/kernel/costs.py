@@ -8,7 +8,7 @@ import math
 from penstock_core import profile as pc
 
 from penstock_router import columns as col
-from penstock_router.kernel.compiled import Chunks, Floats, Owners, Slots, compiled
+from penstock_router.kernel.compiled import Chunks, Floats, Owners, Rows, Slots, compiled
 from penstock_router.kernel.durations import decode_s, prefill_s, through_s
 from penstock_router.kernel.misses import missed_ttft
 from penstock_router.kernel.passes import advance, queue
@@ -28,6 +28,17 @@ def no_room(rows: Floats, r: int, kv: float) -> bool:
 def held_tokens(rows: Floats, r: int, q: Floats) -> float:
     """Tokens of the prompt that endpoint r holds; at least one is left to compute."""
     return float(min(float(math.floor(rows[r, col.HELD_CHUNKS] * q[col.CHUNK_TOKENS])), q[col.PROMPT] - 1.0))
+
+
+@compiled
+def work_price(rows: Floats, candidates: Rows, q: Floats) -> float:
+    """What a second of prefill costs a fleet, wherever it is: a share of the TTFT target of a prompt that waits, and of the
+    seconds in which each stream of the mean worker must end (target ITL · expected length), because they all stand still."""
+    streams = 0.0
+    for r in candidates:
+        streams += rows[r, col.STREAMS] + rows[r, col.FOREIGN_STREAMS]
+    lasting_s = q[col.TARGET_S] * max(1.0, q[col.KV_NEED] - q[col.PROMPT])
+    return float(1.0 / q[col.TARGET_TTFT_S] + streams / max(1, len(candidates)) / lasting_s)
 
 
 @compiled
@@ -51,7 +62,7 @@ def weigh(rows: Floats, r: int, q: Floats, divided: bool) -> float:
         itl = step
         itl_miss = 0.0
     own = missed_ttft(ttft, target, q)
-    work = prefill_s(rows, r, new, hit) / target
+    work = prefill_s(rows, r, new, hit) * q[col.WORK_PRICE]
     cost = ttft / target + own + itl_miss + work
     if no_room(rows, r, n if divided else q[col.KV_NEED]):
         cost += NO_ROOM

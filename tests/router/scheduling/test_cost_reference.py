@@ -1,6 +1,7 @@
 """The kernel against the formulas of the design written down plainly, over random beliefs (Hypothesis)."""
 
 import math
+import statistics
 from dataclasses import dataclass, field
 
 import pytest
@@ -79,7 +80,7 @@ def missed(ttft: float, spare: float) -> float:
     return 0.5 * math.erfc((spare - ttft) / (math.sqrt(2) * math.hypot(0.02, 0.03 * ttft)))
 
 
-def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, divided: bool) -> dict[str, float]:
+def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, divided: bool, streams: float, output: int) -> dict[str, float]:
     profile = worker.profile
     h = min(math.floor(worker.held_chunks * chunk_tokens), n - 1)
     u = n - h
@@ -118,7 +119,7 @@ def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, divided: bo
         others += worker.foreign_streams * sum(TABLE[k] - TABLE[g] for g in range(k)) / mean
     own = missed(ttft, slo.ttft_s)
     itl_miss = 0.0 if divided else float(itl > slo.itl_s)
-    work = profile.prefill_s(u, h) / slo.ttft_s
+    work = profile.prefill_s(u, h) * (1 / slo.ttft_s + streams / (slo.itl_s * output))
     cost = ttft / slo.ttft_s + own + others + itl_miss + work
     return {"ttft_s": ttft, "itl_s": itl, "own_miss": own, "others_miss": others, "itl_miss": itl_miss, "work": work, "cost": cost}
 
@@ -185,10 +186,10 @@ def test_the_kernel_computes_the_formulas(build, divided, data):
     endpoints = [build.endpoint(f"w{i}", role, slot=i + 3, profile=one.profile, kv_total_tokens=0) for i, one in enumerate(believed)]
     scheduler = build.scheduler([*endpoints, build.endpoint("d", Role.DECODE)] if divided else endpoints)
     TABLE[:] = scheduler.lengths.model.table[col.SHORTER].tolist()
-    expected = {}
+    expected, facts = {}, (statistics.mean(one.b for one in believed), scheduler.lengths.expected_tokens(None, None))
     for i, worker in enumerate(believed):
         believe(scheduler, scheduler._row_of_id[f"w{i}"], worker)
-        expected[f"w{i}"] = reference(worker, n, chunk_tokens, slo, divided)
+        expected[f"w{i}"] = reference(worker, n, chunk_tokens, slo, divided, *facts)
     hits = build.Hits({i + 3: one.held_chunks for i, one in enumerate(believed)})
     ask = build.ask(n, slo=slo, hits=hits, tokens_per_chunk=chunk_tokens, explain=True)
     placement = scheduler.place([ask], NOW)[0].placement
@@ -213,7 +214,8 @@ def test_looking_at_fewer_streams_changes_no_choice(build, data):
     for i, worker in enumerate(believed):
         worker.held_chunks = 0
         believe(scheduler, scheduler._row_of_id[f"w{i}"], worker)
-    expected = [reference(one, n, 64.0, slo, False)["cost"] for one in believed]
+    facts = statistics.mean(one.b for one in believed), scheduler.lengths.expected_tokens(None, None)
+    expected = [reference(one, n, 64.0, slo, False, *facts)["cost"] for one in believed]
     taken = scheduler.place([build.ask(n, slo=slo)], NOW)[0].placement.decode
     assert expected[int(taken.id[1:])] == pytest.approx(min(expected), rel=1e-9, abs=1e-12)
 

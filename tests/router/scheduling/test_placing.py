@@ -6,6 +6,7 @@ from random import Random
 import pytest
 from penstock_core.endpoint import Load, Role
 from penstock_core.slo import Slo
+from penstock_router import columns as col
 from penstock_router.policies import POLICIES
 from penstock_router.scheduling import Options, Scheduler
 
@@ -88,6 +89,18 @@ def test_a_turn_is_left_as_it_came_where_that_is_asked_for(build):
     scheduler = Scheduler("target-misses", rng=Random(1), options=Options(longest_first=False))
     scheduler.set_endpoints([build.endpoint("a")], 0.0)
     assert list(scheduler.order([build.ask(100), build.ask(900)])) == [0, 1]
+
+
+def test_a_hit_is_worth_more_where_many_streams_would_stand_still(build):
+    """256 cached tokens lie where 600 others wait: an idle fleet does without them, one full of streams waits for them."""
+    for streams, follows_hit in ((0, False), (60, True)):
+        scheduler = build.scheduler([build.endpoint("a", slot=0), build.endpoint("b", slot=1)])
+        scheduler.beliefs.rows[:2, col.STREAMS] = streams
+        slo = Slo(ttft_s=10.0, itl_s=0.2)
+        busy = ids(scheduler.place([build.ask(600, slo=slo)], 0.0))[0]
+        hits = build.Hits({"ab".index(busy): 4})
+        taken = ids(scheduler.place([build.ask(500, hits=hits, max_tokens=20, slo=slo)], 0.0))[0]
+        assert (taken == busy) == follows_hit
 
 
 def test_a_prompt_is_kept_out_of_a_pass_that_must_not_become_longer(build):
