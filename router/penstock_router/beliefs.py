@@ -4,6 +4,7 @@ Owns the flat arrays (`columns`) that the kernel computes on: a row an endpoint,
 Bookings move it, the scheduler adds and removes rows. It knows no policy and no request; `now` is an argument everywhere.
 """
 
+from collections import deque
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,9 @@ _TOLERANCE_TOKENS = 1_024
 _TOLERANCE_STREAMS = 2
 _REPORT_PERIOD_S = 1.0
 """Leases are renewed, and loads reported, this often at least."""
+_OLDEST_REPORT_S = 6.0
+"""A report may tell of a moment this long ago: it agrees when it agrees with anything believed since then."""
+_BUCKET_S = 0.25
 
 
 class Streaming(Protocol):
@@ -44,6 +48,7 @@ class Beliefs:
         self._bookings = [0] * rows
         self._leaving = [False] * rows
         self._disagree_since: list[float | None] = [None] * rows
+        self._believed: list[deque[_Believed]] = [deque() for _ in range(rows)]
         self._free = list(range(rows - 1, -1, -1))
         self.conflicts = 0
 
@@ -66,6 +71,7 @@ class Beliefs:
         self.rows[r, col.DEDICATED] = float(endpoint.record.role is not Role.BOTH)
         self._bookings[r], self._leaving[r] = 0, False
         self._disagree_since[r] = None
+        self._believed[r].clear()
         self.update(r, endpoint)
         return r
 
@@ -106,6 +112,7 @@ class Beliefs:
         self._bookings += [0] * old
         self._leaving += [False] * old
         self._disagree_since += [None] * old
+        self._believed += [deque() for _ in range(old)]
         self._free += range(2 * old - 1, old - 1, -1)
 
     # -- legs -----------------------------------------------------------------------------------------------------
@@ -190,10 +197,9 @@ class Beliefs:
         kernel.advance(self.rows, r, now)
         waiting = row[col.BOOKED] + row[col.FOREIGN_PROMPT] - row[col.COMPUTED]
         running = row[col.RUNNING] + row[col.FOREIGN_STREAMS]
-        told = load.running + load.waiting
-        if abs(waiting - load.prefill_tokens) <= max(_TOLERANCE_TOKENS, _TOLERANCE * load.prefill_tokens) and abs(running - told) <= max(
-            _TOLERANCE_STREAMS, _TOLERANCE * told
-        ):
+        believed = self._believed[r]
+        _note(believed, float(waiting), float(running), now)
+        if _agrees(believed, load):
             self._disagree_since[r] = None
             return False
         since = self._disagree_since[r]
@@ -203,6 +209,7 @@ class Beliefs:
         if now - since < _REPORT_PERIOD_S:
             return False
         self._disagree_since[r] = None
+        believed.clear()
         self._follow(row, load, now)
         return True
 
@@ -217,3 +224,36 @@ class Beliefs:
         row[col.FOREIGN_STREAMS] = foreign
         mean = row[col.CONTEXT] / row[col.STREAMS] if row[col.STREAMS] else load.kv_used_tokens / max(1, load.running)
         row[col.FOREIGN_CONTEXT] = foreign * mean
+
+
+class _Believed:
+    """Least and most of what was believed of an endpoint at reports within a quarter of a second."""
+
+    __slots__ = ("least_running", "least_waiting", "most_running", "most_waiting", "since_s")
+
+    def __init__(self, waiting: float, running: float, now: float) -> None:
+        self.since_s = now
+        self.least_waiting = self.most_waiting = waiting
+        self.least_running = self.most_running = running
+
+
+def _note(believed: "deque[_Believed]", waiting: float, running: float, now: float) -> None:
+    """Keep what is believed now; what is too old goes."""
+    while believed and now - believed[0].since_s > _OLDEST_REPORT_S:
+        believed.popleft()
+    if not believed or now - believed[-1].since_s > _BUCKET_S:
+        believed.append(_Believed(waiting, running, now))
+        return
+    last = believed[-1]
+    last.least_waiting, last.most_waiting = min(last.least_waiting, waiting), max(last.most_waiting, waiting)
+    last.least_running, last.most_running = min(last.least_running, running), max(last.most_running, running)
+
+
+def _agrees(believed: "deque[_Believed]", load: Load) -> bool:
+    """Whether the report is near something believed lately: it may be late, or have overtaken another."""
+    told = load.running + load.waiting
+    tokens, streams = max(_TOLERANCE_TOKENS, _TOLERANCE * load.prefill_tokens), max(_TOLERANCE_STREAMS, _TOLERANCE * told)
+    return (
+        min(one.least_waiting for one in believed) - tokens <= load.prefill_tokens <= max(one.most_waiting for one in believed) + tokens
+        and min(one.least_running for one in believed) - streams <= told <= max(one.most_running for one in believed) + streams
+    )
