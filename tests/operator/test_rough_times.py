@@ -1,5 +1,6 @@
 """The operator when things break: API server away, operator killed, watch errors, namespaces that go."""
 
+import json
 import os
 import signal
 import time
@@ -165,7 +166,8 @@ def test_two_minutes_without_an_api_server_cost_nothing(make_control_plane: Make
     stopped_s = time.monotonic()
     wait_until("the usual one ends, for it leads no more", lambda: usual.child.ended() is not None)
     assert usual.child.ended() == 1
-    follower = start_operator(plane, namespace="usual", watch_namespace="usual")
+    account = json.loads((usual.url_file.parent / "settings.json").read_text())["kubeconfig"]  # nobody can make another one now
+    follower = start_operator(plane, kubeconfig=account, namespace="usual", watch_namespace="usual")
     wait_until("two minutes have passed", lambda: time.monotonic() - stopped_s >= 120.0, timeout_s=200.0)
     assert patient.child.ended() is None and follower.child.ended() is None
     assert httpx.get(f"{patient.url}/healthz").is_success
