@@ -26,6 +26,8 @@ from benchmarks.table import Row, keep, show
 
 SLO = Slo(2.0, 0.025)
 FLEETS = {"4": same_workers(4), "3P2D": same_workers(prefill=3, decode=2)}
+BASES = {"4": 9.0, "3P2D": 13.0}
+"""Requests a second about which capacity lies."""
 LOADS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5)
 MOST_SHORT = 0.05
 
@@ -91,11 +93,11 @@ def main() -> int:
     parser.add_argument("--trace", type=Path, help="Mooncake-style trace; none: made-up traffic.")
     parser.add_argument("--quick", action="store_true", help="Fewer requests, one seed.")
     given = parser.parse_args()
-    requests, seeds = (1_500, 1) if given.quick else (4_000, 3)
+    requests, seeds = (1_500, 1) if given.quick else (2_000, 3)
     rows: list[Row] = []
     for fleet in FLEETS:
         if given.trace is None:
-            workloads, base = [made_up(requests, seed) for seed in range(seeds)], 8.0
+            workloads, base = [made_up(requests, seed) for seed in range(seeds)], BASES[fleet]
         else:
             trace = read_trace(given.trace)
             workloads, base = [trace.first(requests * (seed + 1)).spread() for seed in range(seeds)], 2.5

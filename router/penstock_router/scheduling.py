@@ -194,8 +194,8 @@ class Scheduler:
         """Place the asks of one turn one after the other, booking as it goes. None where no endpoint qualifies."""
         return [self._place(ask, now) for ask in asks]
 
-    def attempt(self, ask: Ask, now: float, gate: Gate) -> Booking | Declined | None:
-        """Place one ask unless the gate declines the placement that the policy chose; then nothing is booked."""
+    def attempt(self, ask: Ask, now: float, gate: Gate | None) -> Booking | Declined | None:
+        """Place one ask unless the gate, if any, declines the placement that the policy chose; then nothing is booked."""
         cohort = self._cohort(ask)
         if not len(cohort.starters):
             return None

@@ -108,7 +108,8 @@ class Line:
             self.started -= 1
             if request.charged and output_tokens is not None:
                 self._queue.correct(request.claim, request.spent(prompt_tokens, output_tokens))
-            self._again_s = min(self._again_s, now)
+            if self._queue.count:
+                self._again_s = min(self._again_s, now)
 
     # -- deciding -------------------------------------------------------------------------------------------------
 
@@ -155,10 +156,9 @@ class Line:
             ask = msgspec.structs.replace(ask, waited_s=now - one.arrived_s)
         gate = self._gate
         gate.stance, gate.target_s = stance, target_s
-        if self._limits.waiting and self._scheduler.trusted:
-            result = self._scheduler.attempt(ask, now, gate)
-        else:
-            result = self._scheduler.place((ask,), now)[0]
+        result = self._scheduler.attempt(ask, now, gate if self._limits.waiting else None)
+        if isinstance(result, Declined) and not self._scheduler.trusted:
+            result = self._scheduler.attempt(ask, now, None)
         if isinstance(result, Declined):
             one.declined = result
             one.work_s = result.work_s
