@@ -58,6 +58,10 @@ def overview(decisions: Sequence[dict[str, Any]]) -> Table:
 
 def detail(decision: dict[str, Any]) -> RenderableType:
     """One decision with its candidates, the cheapest first; a word where the router kept none."""
+    turned = decision.get("turned")
+    if turned:
+        said = f"{decision['outcome']}: {turned['why']}; told to come again in {turned['retry_after_s']} s"
+        return Text(f"{decision['request_id']}: {said}", "bold")
     placement = decision.get("placement") or {}
     candidates = sorted(placement.get("candidates") or (), key=lambda one: float(one.get("cost", 0)))
     where = f"prefill {placement.get('prefill') or _NONE}, decode {placement.get('decode') or _NONE}"
