@@ -1,8 +1,9 @@
 """The default policy against `block-cost` at its best scale, cell by cell: both tables of the design's "Simulator" section.
 
 `python -m benchmarks.policies --trace mooncake_conversation.jsonl.zst [--seeds 3] [--cell 5P3D]` replays the conversation hour.
-Each scale from 1 to 1,000 gets its chance in every cell with all seeds, in the same order of placing as ours, and the one
-with the best goodput is compared in goodput, mean and p99 TTFT and p99 TPOT: better, equal within the spread, or worse.
+Every scale from 1 to 1,000 gets its chance in every cell with the first seed, in the same order of placing as ours; the two of
+the best goodput run with all seeds, and the better of them is compared in goodput, mean and p99 TTFT and p99 TPOT: better, equal
+within the spread, or worse.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import math
 import statistics
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -96,6 +97,11 @@ class Row:
         return f"{self.mean(column):.{digits}f} ±{self.half_range(column):.{digits}f}"
 
 
+def rows_of(pool: Executor, trace: Path, cell: Cell, policies: Sequence[str], seeds: Sequence[int]) -> list[Row]:
+    summaries = list(pool.map(measure, [(trace, cell, policy, seed) for policy in policies for seed in seeds]))
+    return [Row(policy, summaries[at * len(seeds) : (at + 1) * len(seeds)]) for at, policy in enumerate(policies)]
+
+
 def verdict(column: str, ours: Row, theirs: Row) -> str:
     """better, equal (within the larger half range of the two, or the least difference that counts) or worse."""
     gain = (ours.mean(column) - theirs.mean(column)) * JUDGED[column]
@@ -125,14 +131,13 @@ def main() -> int:
     if options.trace is None:
         print("needs --trace mooncake_conversation.jsonl[.zst]; it is not part of the project (github.com/kvcache-ai/Mooncake)")
         return 0
-    seeds, policies = range(options.seeds), (OURS, *(f"block-cost:{scale}" for scale in SCALES))
     found: list[tuple[Cell, Row, Row]] = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         for cell in (one for one in CELLS if options.cell in one.name):
-            runs = [(options.trace, cell, policy, seed) for policy in policies for seed in seeds]
-            summaries = list(pool.map(measure, runs))
-            rows = [Row(policy, summaries[at * len(seeds) : (at + 1) * len(seeds)]) for at, policy in enumerate(policies)]
-            found.append((cell, rows[0], max(rows[1:], key=lambda row: row.mean("goodput"))))
+            ours, *scales = rows_of(pool, options.trace, cell, (OURS, *(f"block-cost:{scale}" for scale in SCALES)), range(1))
+            best = sorted(scales, key=lambda row: row.mean("goodput"))[-2:]
+            ours, *best = rows_of(pool, options.trace, cell, [row.policy for row in (ours, *best)], range(options.seeds))
+            found.append((cell, ours, max(best, key=lambda row: row.mean("goodput"))))
             said = ", ".join(f"{column} {verdict(column, *found[-1][1:])}" for column in JUDGED)
             sys.stderr.write(f"{cell.name}: {found[-1][1].shown('goodput')} / {found[-1][2].shown('goodput')} %: {said}\n")
     Console(width=190).print(table(found))
