@@ -8,7 +8,7 @@ import sys
 import time
 
 BENCHMARKS = ("router_inprocess", "router_unary", "router_stream", "decision", "index", "pd", "overload")
-SIMULATED = ("simulator_real", "simulator", "robustness", "ablation", "replicas")
+SIMULATED = ("simulator_real", "ranking_real", "simulator", "robustness", "ablation", "replicas")
 """Run when named only: they take long, and most of them need traces that are not part of the project (docs/benchmarks.md)."""
 _MOST_S = 3_600
 

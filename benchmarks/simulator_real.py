@@ -32,13 +32,23 @@ from benchmarks.pd import up
 from benchmarks.table import Row, keep, show
 
 REQUESTS = 500
-RATE = 8.0
 WORKERS = 3
 PATH = "/v1/chat/completions"
-PREFIXES, PREFIX_BYTES, PROMPT_BYTES = 12, 4_096, 6_000
 LONE_BYTES, LONE_TIMES, LONE_EVERY_S = (400, 2_000, 6_000, 12_000, 24_000), 6, 0.6
 LEAD_S = 3.0
 """Seconds before the first arrival."""
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests a second, how many system prompts there are and of what length, and the mean length of a question."""
+
+    rate: float = 8.0
+    prefixes: int = 12
+    prefix_bytes: int = 4_096
+    question_bytes: int = 6_000
+
+
+USUAL = Shape()
 
 
 class Sent(msgspec.Struct):
@@ -50,15 +60,18 @@ class Sent(msgspec.Struct):
     arrivals_s: list[float]
 
 
-def requests(seed: int, count: int) -> list[Sent]:
-    """Poisson arrivals; a system prompt out of PREFIXES and a question of its own; answers of 20..100 tokens exactly."""
+def requests(seed: int, count: int, shape: Shape = USUAL) -> list[Sent]:
+    """Poisson arrivals; one of the system prompts and a question of its own; answers of 20..100 tokens exactly."""
     rng = Random(seed)
     made, due_s = [], LEAD_S
     for index in range(count):
-        due_s += rng.expovariate(RATE)
+        due_s += rng.expovariate(shape.rate)
         output = rng.randint(20, 100)
-        question = text(max(200, int(rng.lognormvariate(0.0, 0.6) * PROMPT_BYTES)), 1_000 + seed * count + index)
-        messages = [{"role": "system", "content": text(PREFIX_BYTES, rng.randrange(PREFIXES))}, {"role": "user", "content": question}]
+        question = text(max(200, int(rng.lognormvariate(0.0, 0.6) * shape.question_bytes)), 1_000 + seed * count + index)
+        messages = [
+            {"role": "system", "content": text(shape.prefix_bytes, rng.randrange(shape.prefixes))},
+            {"role": "user", "content": question},
+        ]
         body = {"model": "sim", "messages": messages, "stream": True, "max_tokens": output, "min_tokens": output}
         made.append(Sent(due_s, json.dumps(body).encode(), output, []))
     return made
@@ -148,7 +161,7 @@ def main() -> None:
             "%",
             (busy * 100.0,),
             60.0,
-            f"{count} requests, {RATE:g}/s, {WORKERS} workers, hits {model.hit_ratio:.0%} simulated; front end "
+            f"{count} requests, {USUAL.rate:g}/s, {WORKERS} workers, hits {model.hit_ratio:.0%} simulated; front end "
             f"{front.constant_s * 1e3:.1f} ms + {front.per_token_s * 1e6:.2f} µs a token",
         ),
     ]
