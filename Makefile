@@ -40,7 +40,7 @@ check: $(INSTALLED)  ## Lint, format, types, import layers, generated files
 test: dev  ## Run the tests (real Redis, real Ray, a real Kubernetes API server where Go can build one)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-node: dev programs  ## Run the tests in real pods: containerd, kubelet and kube-proxy on this machine (Linux, root)
+test-node: dev  ## Run the tests in real pods: containerd, kubelet and kube-proxy on this machine (Linux, root)
 	$(BIN)/python -m pytest tests/node $(ARGS)
 
 test-engines: dev  ## Run the tests with real vLLM engines on CPU (x86-64 Linux; makes an environment of 6 GB once)

@@ -90,8 +90,12 @@ class Penstock:
 
     def wait_replaced(self, pod: Object) -> None:
         """Until this Pod is gone and the release is whole without it."""
-        wait_until(f"{pod['metadata']['name']} gone", lambda: self.is_gone(pod), PATIENCE_S * 2)
+        self.wait_gone(pod)
         self.wait_available()
+
+    def wait_gone(self, pod: Object) -> None:
+        """Until this Pod is gone."""
+        wait_until(f"{pod['metadata']['name']} gone", lambda: self.is_gone(pod), PATIENCE_S * 2)
 
     def wait_restarted(self, pod: Object) -> None:
         """Until the kubelet has started its container once more, and the Pod is Ready."""
@@ -150,6 +154,10 @@ class ServedModel:
         found: list[Object] = accepted(answer)["items"]
         return found
 
+    def leaders(self, pool: str) -> list[Object]:
+        """The first Pod of each replica: the one that serves."""
+        return [pod for pod in self.pods(pool) if pod["metadata"]["labels"][names.RANK_LABEL] == "0"]
+
     def scale(self, pool: str, replicas: int) -> None:
         """`kubectl scale`."""
         self.kubectl("scale", f"workerpool/{names.pool_object(self.name, pool)}", f"--replicas={replicas}")
@@ -173,7 +181,7 @@ class ServedModel:
         conditions = {one["type"]: one for one in status.get("conditions", ())}
         current = status.get("observedGeneration") == service["metadata"]["generation"]
         pools = {row["name"]: row for row in status.get("pools", ())}
-        whole = all(row["desired"] == row["ready"] == len(self.pods(pool)) and not row["draining"] for pool, row in pools.items())
+        whole = all(row["desired"] == row["ready"] == len(self.leaders(pool)) and not row["draining"] for pool, row in pools.items())
         sized = all(pools.get(pool, {}).get("desired") == size for pool, size in sizes.items())
         done = all(conditions.get(name, {}).get("status") == wanted for name, wanted in (("Ready", "True"), ("Progressing", "False")))
         return bool(pools) and current and whole and sized and done and len(self.generations()) == 1
