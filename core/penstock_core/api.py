@@ -106,7 +106,7 @@ class _Served(Part):
     engine: Engine
     """What computes, and with what settings."""
     slo: Slo = Slo()
-    """Latency targets; a request may bring its own."""
+    """Latency targets of requests that bring none of their own. A change holds within seconds and rolls nothing."""
     transfer: Transfer = Transfer()
     """How KV goes from prefill workers to decode workers."""
     rollout: Rollout = Rollout()

@@ -25,6 +25,8 @@ class Feed:
         self._last: dict[str, float] = {}
         self.synced = asyncio.Event()
         """Set once every kind has been listed."""
+        self.services = asyncio.Event()
+        """Set when a ModelService may have changed; `targets` clears it."""
 
     def ages(self) -> dict[str, float]:
         """Seconds since each kind's stream last said anything; only of kinds that have been listed."""
@@ -45,6 +47,8 @@ class Feed:
     def listed(self, kind: ObjectKind, items: list[dict[str, Any]], version: int) -> None:
         """A whole listing of `kind`, each item as `difference.kept` leaves it."""
         self._tell(self._cache.replace(kind, items, version))
+        if kind is MODEL_SERVICE:
+            self.services.set()
         if not self.synced.is_set() and self._cache.synced:
             self.synced.set()
 
@@ -53,6 +57,8 @@ class Feed:
         keys: set[Key] = set()
         for event, raw in events:
             keys |= self._cache.remove(kind, raw) if event == "DELETED" else self._cache.put(kind, raw)
+        if kind is MODEL_SERVICE:
+            self.services.set()
         self._tell(keys, 0.0 if kind is MODEL_SERVICE else _TOGETHER_S)
 
     def _tell(self, keys: set[Key], delay_s: float = 0.0) -> None:

@@ -11,6 +11,7 @@ import time
 from kubernetes.aio.client import Configuration
 from penstock_core import metric_names
 from penstock_kvindex.calls import connect
+from penstock_kvindex.models import ServedModels
 from penstock_kvindex.redis import RedisIndex
 
 from penstock_operator.api_server import ApiError, ApiServer
@@ -27,12 +28,15 @@ from penstock_operator.probes import Health
 from penstock_operator.queue import KeyedQueue
 from penstock_operator.reconcile import Reconciler, RefusedForGood
 from penstock_operator.registration import Registrations
+from penstock_operator.targets import Targets
 from penstock_operator.workers import Workers
 
 log = logging.getLogger(__name__)
 
 _KINDS_RETRY_S = 2.0
 _REDIS_S = 2.0
+_TARGETS_S = 10.0
+"""How often it is looked whether Redis has lost the targets."""
 _SPREAD_RATIO = 0.1
 """Share of the resync's period over which the keys are spread."""
 
@@ -95,7 +99,9 @@ class Leading:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(workers.serve(), name="reconcile")
                 tasks.create_task(self._resync(cache, workers), name="resync")
-                if self._secrets.redis_url:
+                if redis is not None:
+                    targets = Targets(cache, ServedModels(self._secrets.redis_url, client=redis), feed.services)
+                    tasks.create_task(targets.keep(_TARGETS_S), name="targets")
                     tasks.create_task(registrations.watch(self._config.registry_interval_s), name="registrations")
         finally:
             await drainer.aclose()

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from penstock_core.endpoint import Role
 from penstock_core.prompt import DEFAULT_CHUNK_BYTES
-from penstock_core.slo import DEFAULT_SLO, Slo
+from penstock_core.slo import Slo
 from penstock_process.secrets import ADMIN_KEY, CHUNK_SECRET, FLEET_TOKEN, Unprinted, parse_chunk_secret, read_secret
 from penstock_process.settings import LOG_LEVELS, ConfigError, check_one_of, check_ranges, load_settings, to_settings
 
@@ -48,8 +48,8 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     name: str
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     """32..65536; the workers of the model must use the same."""
-    slo: Slo = DEFAULT_SLO
-    """Targets of a request that names none."""
+    slo: Slo | None = None
+    """Targets of a request that names none. Absent: those of the ModelService, else 2 s and 50 ms."""
 
     def __post_init__(self) -> None:
         if not self.name or any(letter in self.name for letter in "{}"):

@@ -11,6 +11,7 @@ from penstock_core.endpoint import Endpoint, WorkerRecord
 from penstock_core.errors import IndexUnavailable
 from penstock_core.facts import TOKEN_HEADER
 from penstock_core.kv_events import KvState, decode_state
+from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_dataplane.client import Client
 from penstock_dataplane.errors import UpstreamError
 from penstock_kvindex import mirror as kv_mirror
@@ -119,10 +120,11 @@ class _Following:
 
     def __init__(self, model: ServedModel, source: "RegisteredSource") -> None:
         config = source.config
+        self.own_slo = model.slo
         self.index = RedisIndex(config.redis_url, model.name, chunk_bytes=model.chunk_bytes)
         mirror = Mirror()
         cache = MirrorCache(mirror, config.speculative_s)
-        self.served = source.directory.add(model.name, cache, chunk_bytes=model.chunk_bytes, slo=model.slo, ours=True)
+        self.served = source.directory.add(model.name, cache, chunk_bytes=model.chunk_bytes, slo=model.slo or DEFAULT_SLO, ours=True)
         self.liveness = Liveness(self.served, source.directory)
         self.follower = Follower(
             self.index,
@@ -147,6 +149,12 @@ class _Following:
         if before != after:
             facts = {"model": self.served.name, "came": sorted(after - before), "went": sorted(before - after)}
             log.info("endpoints changed", extra={"facts": facts})
+
+    def set_targets(self, slo: Slo) -> None:
+        """Of requests that come from now on and name none."""
+        if slo != self.served.slo:
+            self.served.slo = slo
+            log.info("targets changed", extra={"facts": {"model": self.served.name, "ttft_s": slo.ttft_s, "itl_s": slo.itl_s}})
 
     async def aclose(self) -> None:
         for task in self.tasks:
@@ -176,7 +184,7 @@ class RegisteredSource:
         else:
             self.directory.warm_up()
             self.directory.all_known = lambda: self._looked
-            self._looking = asyncio.get_running_loop().create_task(self._look_for_models(), name="look for models")
+        self._looking = asyncio.get_running_loop().create_task(self._look(), name="look for models and targets")
         until_s = asyncio.get_running_loop().time() + _FIRST_LOOK_S
         # The follower has no event for it, and a look a hundredth of a second late harms nobody.
         while asyncio.get_running_loop().time() < until_s and not self.directory.warm:  # noqa: ASYNC110
@@ -189,18 +197,21 @@ class RegisteredSource:
         for each in self._following.values():
             await each.aclose()
 
-    async def _look_for_models(self) -> None:
-        """Follow what is announced, leave what is announced no more and has no worker, until cancelled. Redis away changes nothing."""
+    async def _look(self) -> None:
+        """Until cancelled: follow what is announced, leave what is announced no more and has no worker; follow the targets.
+        Redis away changes nothing."""
         models = ServedModels(self.config.redis_url)
         away = False
         try:
             while True:
                 try:
-                    await self._follow_only(await models.names())
+                    if not self.config.models:
+                        await self._follow_only(await models.names())
+                    await self._follow_targets(models)
                     self._looked, away = True, False
                 except IndexUnavailable as error:
                     if not away:
-                        log.warning("which models there are cannot be read", extra={"facts": {"error": str(error)}})
+                        log.warning("models and their targets cannot be read", extra={"facts": {"error": str(error)}})
                     away = True
                 await asyncio.sleep(_LOOK_EVERY_S)
         finally:
@@ -220,6 +231,11 @@ class RegisteredSource:
             log.info("model gone", extra={"facts": {"model": name}})
             self.directory.remove(name)
             await self._following.pop(name).aclose()
+
+    async def _follow_targets(self, models: ServedModels) -> None:
+        """Targets once told hold while the model is followed: a Redis that has lost them does not loosen or tighten anything."""
+        for name, slo in (await models.targets([name for name, each in self._following.items() if each.own_slo is None])).items():
+            self._following[name].set_targets(slo)
 
     async def fetch_state(self, record: WorkerRecord) -> KvState | None:
         """What the worker itself says it holds; None where it does not say. Raises ValueError for a body of another form."""

@@ -53,14 +53,21 @@ def denied(events: list[Object]) -> set[tuple[str, ...]]:
 class OperatorProcess:
     """One `penstock operator`: started, watched, ended."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, kubeconfig: Path | None = None, **settings: object) -> None:
+    def __init__(
+        self,
+        plane: ControlPlane,
+        folder: Path,
+        kubeconfig: Path | None = None,
+        redis_url: str = "redis://redis:6379/0",
+        **settings: object,
+    ) -> None:
         self.url_file = folder / "url"
         self.log_path = folder / "log"
         told = {"host": "127.0.0.1", "port": 0, "announce_path": str(self.url_file), "image": "penstock:1"} | settings
         told["kubeconfig"] = str(kubeconfig or chart_account(plane, str(settings.get("namespace", SYSTEM))))
         file = folder / "settings.json"
         file.write_text(json.dumps(told), encoding="utf-8")
-        secrets = {"PENSTOCK_FLEET_TOKEN": FLEET_TOKEN, "PENSTOCK_REDIS_URL": "redis://redis:6379/0"}
+        secrets = {"PENSTOCK_FLEET_TOKEN": FLEET_TOKEN, "PENSTOCK_REDIS_URL": redis_url}
         self.child = Child(
             "operator",
             [sys.executable, "-m", "penstock_cli.main", "operator", "--config", str(file)],

@@ -1,12 +1,19 @@
-"""Models that nobody told the router of: found in a real Redis when workers announce them, left when nobody does any more."""
+"""Models that nobody told the router of: found in a real Redis when workers announce them, left when nobody does any more.
 
+Their latency targets too: those of the ModelService as the operator writes them.
+"""
+
+import asyncio
+
+from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_dataplane.client import Origin
 from penstock_kvindex.calls import connect
-from penstock_kvindex.models import KEY
+from penstock_kvindex.models import KEY, ServedModels
 from penstock_kvindex.redis import RedisIndex
 from penstock_router.app import Router
-from penstock_router.config import GivenEndpoint, RouterConfig
+from penstock_router.config import GivenEndpoint, RouterConfig, ServedModel
 
+from tests.router.conftest import waits_for
 from tests.router.test_registered import SECRETS, record
 
 
@@ -97,5 +104,59 @@ def test_a_model_given_by_hand_is_not_taken_over(play, make_redis_server):
         finally:
             await clash.aclose()
             await fine.aclose()
+
+    play(scenario)
+
+
+def test_the_targets_of_the_model_service_hold_and_follow_it(play, make_redis_server):
+    """Told, changed: requests that name none are judged by them without a restart; a header wins; a Redis emptied changes nothing."""
+
+    async def scenario(world):
+        url = make_redis_server().url
+        index, later, models = RedisIndex(url, "late"), RedisIndex(url, "later"), ServedModels(url)
+        a, gate = await world.upstream("a"), asyncio.Event()
+        a.plan = [waits_for(gate)]
+        try:
+            await index.register(record(a, "late"))
+            directory = await start_router(world, url, active_requests_per_model=1)
+            await world.until(lambda: directory.ready, "found")
+            served = directory.models["late"]
+            assert served.slo == DEFAULT_SLO
+            first = asyncio.ensure_future(world.chat("first", model="late"))
+            await world.until(lambda: len(a.seen) == 1, "no room any more")
+            for target_s in (0.2, 0.3):
+                await models.set_targets({"late": Slo(target_s, 0.05), "other": Slo(9.0, 9.0)})
+                await world.until(lambda target_s=target_s: served.slo == Slo(target_s, 0.05), "the router has read it")
+                turned = await world.chat("second", model="late")
+                assert turned.status == 429 and f"the TTFT target of {target_s} s" in turned.error["message"]
+            turned = await world.chat("second", model="late", headers={"x-penstock-slo-ttft-ms": "100"})
+            assert turned.status == 429 and "the TTFT target of 0.1 s" in turned.error["message"]
+            await models.set_targets({})
+            await later.register(record(a, "later"))
+            await world.until(lambda: "later" in directory.models, "a look after that")
+            assert served.slo == Slo(0.3, 0.05)
+            gate.set()
+            assert (await first).status == 200
+        finally:
+            for one in (index, later, models):
+                await one.aclose()
+
+    play(scenario)
+
+
+def test_targets_in_the_routers_own_settings_win(play, make_redis_server):
+    """Of two models listed by hand the one without targets gets those of its ModelService, the other keeps its own."""
+
+    async def scenario(world):
+        url = make_redis_server().url
+        models = ServedModels(url)
+        try:
+            await models.set_targets({"own": Slo(0.2, 0.02), "open": Slo(0.2, 0.02)})
+            listed = (ServedModel(name="own", slo=Slo(0.7, 0.07)), ServedModel(name="open"))
+            directory = await start_router(world, url, models=listed)
+            await world.until(lambda: directory.models["open"].slo == Slo(0.2, 0.02), "read")
+            assert directory.models["own"].slo == Slo(0.7, 0.07)
+        finally:
+            await models.aclose()
 
     play(scenario)
