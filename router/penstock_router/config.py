@@ -22,14 +22,15 @@ CONNECTORS = ("none", "nixl", "sglang", "mooncake")
 
 
 class GivenEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An OpenAI-compatible server given by hand: `URL[,role=both,model=NAME,connector=none,id=NAME]`."""
+    """An OpenAI-compatible server given by hand: `URL[,role=both,model=NAME,connector=nixl,id=NAME]`."""
 
     url: str
     """`http://host:port`, without a path."""
     role: Role = Role.BOTH
     model: str = ""
     """Empty: asked from the server with GET /v1/models."""
-    connector: str = "none"
+    connector: str = ""
+    """How KV goes from prefill to decode servers; empty: `nixl` for a role of its own, `none` for `both`."""
     connector_facts: dict[str, str | int] = {}
     id: str = ""
     """Empty: host:port."""
@@ -38,8 +39,13 @@ class GivenEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def __post_init__(self) -> None:
         if not self.url.startswith("http://") or "/" in self.url.removeprefix("http://").rstrip("/"):
             raise ConfigError(f"endpoint url is {self.url!r}; allowed: http://host:port")
-        if self.connector not in CONNECTORS:
+        if self.connector and self.connector not in CONNECTORS:
             raise ConfigError(f"endpoint connector is {self.connector!r}; allowed: {', '.join(CONNECTORS)}")
+
+    @property
+    def hands_over_by(self) -> str:
+        """The connector in force."""
+        return self.connector or ("none" if self.role is Role.BOTH else "nixl")
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

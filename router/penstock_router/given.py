@@ -143,7 +143,7 @@ class GivenSource:
             kv_total_tokens=self._config.given_kv_tokens,
             block_tokens=16,
             max_model_tokens=each.max_model_tokens or 2**31,
-            connector=given.connector,
+            connector=given.hands_over_by,
             connector_facts=dict(given.connector_facts),
             adapters=each.adapters,
             capabilities=given.capabilities,

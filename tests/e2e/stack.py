@@ -16,6 +16,7 @@ from penstock_core.endpoint import Role
 from penstock_core.kv_events import KvState, decode_state
 from penstock_worker.config import WorkerConfig, WorkerSecrets
 from penstock_worker.fleet import Fleet
+from penstock_worker.fleet_plan import FleetLimits
 from penstock_worker.process_host import ProcessHost
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -59,10 +60,12 @@ class Stack:
         secrets = WorkerSecrets(chunk_secret=SECRET, fleet_token=TOKEN, redis_url=self.redis.url)
         laid_over = pool_settings or {}
         configs = {
-            pool: WorkerConfig(**{"model": "m", "role": Role(pool), "pool": pool, **worker, **laid_over.get(pool, {})})  # type: ignore[arg-type]
+            pool: WorkerConfig(**{"model": "m", "role": _role(pool), "pool": pool, **worker, **laid_over.get(pool, {})})  # type: ignore[arg-type]
             for pool in pools
         }
-        self.fleet = Fleet(ProcessHost(folder / "workers", secrets), configs, fleet_token=TOKEN)
+        self.fleet = Fleet(
+            ProcessHost(folder / "workers", secrets), configs, fleet_token=TOKEN, limits=FleetLimits(start_s=max(ready_s, 120.0))
+        )
         self.pools = dict(pools)
         self._folder = folder
         self._router_settings = router
@@ -177,6 +180,11 @@ class Stack:
             answer = await self.client.get(f"{worker.url}/penstock/kv", headers={"x-penstock-token": TOKEN})
             states[worker.id] = decode_state(answer.content)
         return states
+
+
+def _role(pool: str) -> Role:
+    """A pool is named by its role; any other name is one more undivided pool."""
+    return Role(pool) if pool in list(Role) else Role.BOTH
 
 
 def _sum(text: str, name: str, labels: Mapping[str, str]) -> float:

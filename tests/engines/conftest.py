@@ -1,23 +1,22 @@
-"""Real vLLM engines for the tests of this room: one environment, one model, and stacks of router and workers around them.
+"""Real vLLM engines for the tests of this room: one environment, one model, two servers a session, and stacks of workers around them.
 
 `make test-engines` runs these tests; without the environment they skip and say why, in CI they fail.
 """
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from engine_environment import NoEngine, engine_python
+from raw_engine import CLAIM_S, CPU_ENVIRONMENT, SMALL_ARGS, RawEngine
 from stack import Stack
 from tiny_model import write_tiny_model
 
 READY_S = 900.0
 """Two engines on two busy cores take minutes to come up."""
-ARGS = ("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "4096", "--max-num-seqs", "16")
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "UCX_TLS": "tcp,sm,self"}
+Start = Callable[..., AbstractAsyncContextManager[Stack]]
 
 
 @pytest.fixture(scope="session")
@@ -43,39 +42,54 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def cores() -> list[int]:
-    """Those that we may use; engines spin, and are pinned to different ones from the last on."""
-    return sorted(os.sched_getaffinity(0), reverse=True)
-
-
 @pytest.fixture(scope="session")
-def worker_settings(vllm_python: str, tiny_model: Path) -> Mapping[str, object]:
-    """Settings of a worker with the tiny model, but for the core."""
-    return {
-        "engine": "vllm",
-        "model_folder": str(tiny_model),
-        "engine_python": vllm_python,
-        "engine_args": ARGS,
-        "kv_claim_seconds": 5.0,
-        "engine_start_s": READY_S,
-    }
+def engines(vllm_python: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RawEngine, RawEngine]]:
+    """Two servers that run already, on different cores: an engine on CPU spins."""
+    folder = tmp_path_factory.mktemp("engines")
+    cores = sorted(os.sched_getaffinity(0), reverse=True)
+    started = [RawEngine(vllm_python, tiny_model, folder / f"{number}.log", cores[number % len(cores)]) for number in range(2)]
+    try:
+        for engine in started:
+            engine.wait(READY_S)
+        yield started[0], started[1]
+    finally:
+        for engine in started:
+            engine.stop()
 
 
 @pytest.fixture
-def start_engines(tmp_path: Path, worker_settings: Mapping[str, object]) -> Iterator[Callable[..., Any]]:
-    """`async with start_engines(prefill=1, decode=1, args=(…), router={…}) as stack`: real engines, gone afterwards."""
+def adopt(engines: tuple[RawEngine, RawEngine], tiny_model: Path, tmp_path: Path) -> Start:
+    """`async with adopt(prefill=1, decode=1) as stack`: workers around the session's two servers, one a pool, and a router."""
 
     @asynccontextmanager
-    async def start(*, args: tuple[str, ...] = (), router: Mapping[str, object] | None = None, **pools: int) -> AsyncIterator[Stack]:
-        free = cores()
-        per_pool = {
+    async def start(*, router: Mapping[str, object] | None = None, **pools: int) -> AsyncIterator[Stack]:
+        worker = {"engine": "vllm", "model_folder": str(tiny_model), "kv_claim_seconds": float(CLAIM_S)}
+        each = {
+            pool: {"engine_url": engine.url, "engine_kv_events": engine.events, "engine_kv_replay": engine.replay}
+            for pool, engine in zip(pools, engines, strict=True)
+        }
+        async with Stack(tmp_path, pools, router or {}, worker, pool_settings=each) as stack:
+            yield stack
+
+    return start
+
+
+@pytest.fixture
+def start_engines(vllm_python: str, tiny_model: Path, tmp_path: Path) -> Start:
+    """The same with engines that the workers start themselves, for tests that kill them."""
+
+    @asynccontextmanager
+    async def start(*, router: Mapping[str, object] | None = None, **pools: int) -> AsyncIterator[Stack]:
+        worker = {"engine": "vllm", "model_folder": str(tiny_model), "engine_python": vllm_python, "engine_args": SMALL_ARGS}
+        cores = sorted(os.sched_getaffinity(0), reverse=True)
+        each = {
             pool: {
-                "engine_args": (*ARGS, *args),
-                "engine_env": {**ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": str(free[number % len(free)])},
+                "engine_env": {**CPU_ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": str(cores[number % len(cores)])},
+                "engine_start_s": READY_S,
             }
             for number, pool in enumerate(pools)
         }
-        async with Stack(tmp_path, pools, router or {}, worker_settings, ready_s=READY_S, pool_settings=per_pool) as stack:
+        async with Stack(tmp_path, pools, router or {}, worker, pool_settings=each, ready_s=READY_S) as stack:
             yield stack
 
-    yield start
+    return start

@@ -8,27 +8,7 @@ import openai
 from penstock_dataplane.loop import run
 
 PROMPTS = 50
-WORDS = [
-    "def",
-    "return",
-    "import",
-    "self",
-    "class",
-    "water",
-    "turbine",
-    "penstock",
-    "json",
-    "value",
-    "list",
-    "for",
-    "in",
-    "range",
-    "é",
-    "漢字",
-    "{}",
-    "#",
-    ":",
-]
+WORDS = "def return import self class water turbine penstock json value list for in range é 漢字 {} # :".split()  # noqa: SIM905
 
 
 def _body(rng: random.Random, number: int) -> tuple[str, dict[str, Any]]:
@@ -59,14 +39,14 @@ async def _streamed(stack: Any, path: str, body: dict[str, Any]) -> tuple[str, d
     return "".join(pieces), usage.model_dump()
 
 
-def test_divided_answers_are_those_of_an_undivided_run_and_kv_moves_each_time(start_engines: Callable[..., Any]) -> None:
+def test_divided_answers_are_those_of_an_undivided_run_and_kv_moves_each_time(adopt: Callable[..., Any]) -> None:
     """50 prompts of 50 to 3,000 tokens, chat and completions, streamed and not: text, usage and moved bytes."""
 
     async def story() -> None:
         rng = random.Random(11)
-        async with start_engines(prefill=1, decode=1) as stack:
+        async with adopt(prefill=1, decode=1) as stack:
             decode = next(worker for worker in stack.fleet.status() if worker.pool == "decode")
-            moved = 0.0
+            moved = await stack.worker_metric("vllm:nixl_bytes_transferred_sum")
             for number in range(PROMPTS):
                 path, body = _body(rng, number)
                 if number % 4 < 2:

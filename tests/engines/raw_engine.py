@@ -1,0 +1,78 @@
+"""A vLLM server started by hand, without any Penstock part: what users have before they have Penstock. Tests adopt it or route to it.
+
+The fixtures keep two for a session. It uses vLLM's own defaults but for what a CPU and small tests need.
+"""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+from penstock_process.system import ends_with
+from penstock_worker.engines.vllm.ports import free_ports
+
+BLOCKS, BLOCK_TOKENS, CONTEXT_TOKENS = 200, 32, 4096
+"""6,400 tokens of KV: a little more than one context, so that conversations push one another out."""
+CLAIM_S = 5
+CPU_ARGS = ("--dtype", "float32", "--enforce-eager", "--block-size", str(BLOCK_TOKENS), "--max-model-len", str(CONTEXT_TOKENS))
+SMALL_ARGS = (*CPU_ARGS, "--max-num-seqs", "16", "--num-gpu-blocks-override", str(BLOCKS))
+CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "UCX_TLS": "tcp,sm,self", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+class RawEngine:
+    """One server. `wait` once it is started, `stop` at the end."""
+
+    def __init__(self, python: str, model: Path, log: Path, core: int) -> None:
+        http, events, replay, side = free_ports("127.0.0.1", 4)
+        self.url = f"http://127.0.0.1:{http}"
+        self.events, self.replay = f"tcp://127.0.0.1:{events}", f"tcp://127.0.0.1:{replay}"
+        self.log = log
+        heard = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": f"tcp://*:{events}",
+            "replay_endpoint": f"tcp://*:{replay}",
+        }
+        moved = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu", "kv_load_failure_policy": "fail"}
+        moved["kv_connector_extra_config"] = {"kv_lease_duration": CLAIM_S}  # type: ignore[assignment]
+        words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "m"]
+        words += ["--host", "127.0.0.1", "--port", str(http), *SMALL_ARGS, "--enable-prefix-caching", "--enable-request-id-headers"]
+        words += ["--enable-prompt-tokens-details", "--kv-events-config", json.dumps(heard), "--kv-transfer-config", json.dumps(moved)]
+        side_channel = {"VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1", "VLLM_NIXL_SIDE_CHANNEL_PORT": str(side)}
+        environment = {**os.environ, **CPU_ENVIRONMENT, **side_channel, "VLLM_CPU_OMP_THREADS_BIND": str(core)}
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                words,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=ends_with(os.getpid()),  # noqa: PLW1509
+            )
+
+    def wait(self, within_s: float) -> None:
+        """Until it is healthy. AssertionError with the end of its output if it ends, or takes too long."""
+        deadline_s = time.monotonic() + within_s
+        while time.monotonic() < deadline_s:
+            assert self._process.poll() is None, self._said()
+            try:
+                if httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False).is_success:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(f"not healthy within {within_s} s: {self._said()}")
+
+    def stop(self) -> None:
+        """End it and all its processes."""
+        self._process.terminate()
+        try:
+            self._process.wait(20.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _said(self) -> str:
+        return self.log.read_text(errors="replace")[-3000:]

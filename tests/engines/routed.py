@@ -1,0 +1,37 @@
+"""A router process in front of servers given by hand, for tests of plain engines."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from penstock_cli.child import Child
+
+WAIT_S = 120.0
+
+
+@contextmanager
+def routed(folder: Path, options: Sequence[str]) -> Iterator[str]:
+    """URL of a `penstock router` with these options, once it has live endpoints."""
+    announced = folder / "router.url"
+    announced.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "penstock_cli.main", "router", "--port", "0", "--url-file", str(announced), *options]
+    router = Child("router", command, folder / "router.log", {})
+    try:
+        deadline_s = time.monotonic() + WAIT_S
+        while not (announced.exists() and _ready(announced.read_text().strip())):
+            assert router.ended() is None, router.said()
+            assert time.monotonic() < deadline_s, router.said()
+            time.sleep(0.1)
+        yield announced.read_text().strip()
+    finally:
+        router.stop(10.0)
+
+
+def _ready(url: str) -> bool:
+    try:
+        return bool(url) and httpx.get(f"{url}/readyz", trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
