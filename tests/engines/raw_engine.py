@@ -3,14 +3,13 @@
 The fixtures keep two for a session. It uses vLLM's own defaults but for what a CPU and small tests need.
 """
 
+import asyncio
 import json
-import os
-import subprocess
 import time
 from pathlib import Path
 
 import httpx
-from penstock_process.system import ends_with
+from penstock_worker.engines.vllm.child import Child
 from penstock_worker.engines.vllm.ports import free_ports
 
 BLOCKS, BLOCK_TOKENS, CONTEXT_TOKENS = 200, 32, 4096
@@ -37,42 +36,27 @@ class RawEngine:
         }
         moved = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu", "kv_load_failure_policy": "fail"}
         moved["kv_connector_extra_config"] = {"kv_lease_duration": CLAIM_S}  # type: ignore[assignment]
-        words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "m"]
+        words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "m"]
         words += ["--host", "127.0.0.1", "--port", str(http), *SMALL_ARGS, "--enable-prefix-caching", "--enable-request-id-headers"]
         words += ["--enable-prompt-tokens-details", "--kv-events-config", json.dumps(heard), "--kv-transfer-config", json.dumps(moved)]
         side_channel = {"VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1", "VLLM_NIXL_SIDE_CHANNEL_PORT": str(side)}
-        environment = {**os.environ, **CPU_ENVIRONMENT, **side_channel, "VLLM_CPU_OMP_THREADS_BIND": str(core)}
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                words,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                start_new_session=True,
-                preexec_fn=ends_with(os.getpid()),  # noqa: PLW1509
-            )
+        environment = {**CPU_ENVIRONMENT, **side_channel, "VLLM_CPU_OMP_THREADS_BIND": str(core)}
+        self._child = Child(str(log))  # vLLM's core outlives a server that is killed: all of it must be ended
+        self._child.start(python, words, environment)
 
     def wait(self, within_s: float) -> None:
         """Until it is healthy. AssertionError with the end of its output if it ends, or takes too long."""
         deadline_s = time.monotonic() + within_s
         while time.monotonic() < deadline_s:
-            assert self._process.poll() is None, self._said()
+            assert not self._child.ended, self._child.why()
             try:
                 if httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False).is_success:
                     return
             except httpx.HTTPError:
                 pass
             time.sleep(0.2)
-        raise AssertionError(f"not healthy within {within_s} s: {self._said()}")
+        raise AssertionError(f"not healthy within {within_s} s; see {self.log}")
 
     def stop(self) -> None:
         """End it and all its processes."""
-        self._process.terminate()
-        try:
-            self._process.wait(20.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _said(self) -> str:
-        return self.log.read_text(errors="replace")[-3000:]
+        asyncio.run(self._child.stop())
