@@ -4,6 +4,7 @@ Owns the flat arrays (`columns`) that the kernel computes on: a row an endpoint,
 Bookings move it, the scheduler adds and removes rows. It knows no policy and no request; `now` is an argument everywhere.
 """
 
+import struct
 from collections import deque
 from typing import Protocol
 
@@ -56,6 +57,7 @@ class Beliefs:
         # Plain memoryviews: an element costs 30 ns there and 100 ns in numpy. Taken anew whenever an array grows.
         self.row_cells: memoryview[float] = self.rows.reshape(-1).data.cast("B").cast("d")
         self.cells: memoryview[float] = self.streams.reshape(-1).data.cast("B").cast("d")
+        self._most_cells = self.streams.shape[1]  # of one row
 
     # -- endpoints ------------------------------------------------------------------------------------------------
 
@@ -139,26 +141,23 @@ class Beliefs:
 
     def open_cell(self, r: int, owner: Streaming, now: float, target_itl_s: float, most_tokens: float, kind: int) -> None:
         """A stream at row r, of length class `kind`, has had its first token: give its owner a cell."""
-        owners = self._owners[r]
-        index = len(owners)
-        if index == self.streams.shape[1]:
-            self._grow_cells()
-        owners.append(owner)
-        at = owner.cell = (r * self.streams.shape[1] + index) * col.CELL
-        cells = self.cells
-        cells[at] = cells[at + 1] = now
-        cells[at + 2] = 1.0
-        cells[at + 3] = target_itl_s
-        cells[at + 4] = most_tokens
-        cells[at + 5] = kind
-        self.row_cells[r * col.ROW + col.CELLS_USED] = index + 1
+        _write_cell(self.cells, self._take_cell(r, owner), now, now, 1.0, target_itl_s, most_tokens, kind)
 
     def open_prompt(self, r: int, owner: Streaming, due_s: float, target_itl_s: float, most_tokens: float, kind: int) -> None:
         """The prompt just booked at row r waits there; its prefill must end by `due_s`. Infinite target: it decodes elsewhere."""
-        self.open_cell(r, owner, due_s, target_itl_s, most_tokens, kind)
-        cells, at = self.cells, owner.cell
-        cells[at + 1] = self.row_cells[r * col.ROW + col.EVER]
-        cells[at + 2] = 0.0
+        at, end = self._take_cell(r, owner), self.row_cells[r * col.ROW + col.EVER]
+        _write_cell(self.cells, at, due_s, end, 0.0, target_itl_s, most_tokens, kind)
+
+    def _take_cell(self, r: int, owner: Streaming) -> int:
+        """Give the owner the next cell of row r, its contents yet to be written; its offset in bytes."""
+        owners = self._owners[r]
+        index = len(owners)
+        if index == self._most_cells:
+            self._grow_cells()
+        owners.append(owner)
+        at = owner.cell = (r * self._most_cells + index) * col.CELL
+        self.row_cells[r * col.ROW + col.CELLS_USED] = index + 1
+        return 8 * at
 
     def close_cell(self, r: int, owner: Streaming) -> tuple[float, float]:
         """Give a cell back; the row's last cell takes its place. Gives (tokens, seconds from first to last token)."""
@@ -168,7 +167,7 @@ class Beliefs:
         if last is not owner:
             there = last.cell
             cells[at : at + col.CELL] = cells[there : there + col.CELL]
-            owners[(at // col.CELL) % self.streams.shape[1]] = last
+            owners[(at // col.CELL) % self._most_cells] = last
             last.cell = at
         owner.cell = -1
         self.row_cells[r * col.ROW + col.CELLS_USED] = len(owners)
@@ -176,10 +175,14 @@ class Beliefs:
 
     def newest_owner(self, r: int) -> Streaming | None:
         """The newest stream at row r that has had tokens; None where there is none."""
-        return next((one for one in reversed(self._owners[r]) if self.cells[one.cell + col.TOKENS] > 0.0), None)
+        cells = self.cells
+        for one in reversed(self._owners[r]):
+            if cells[one.cell + col.TOKENS] > 0.0:
+                return one
+        return None
 
     def _grow_cells(self) -> None:
-        old = self.streams.shape[1]
+        old = self._most_cells
         self.streams = np.concatenate([self.streams, np.zeros_like(self.streams)], axis=1)
         self._views()
         for r, owners in enumerate(self._owners):
@@ -224,6 +227,10 @@ class Beliefs:
         row[col.FOREIGN_STREAMS] = foreign
         mean = row[col.CONTEXT] / row[col.STREAMS] if row[col.STREAMS] else load.kv_used_tokens / max(1, load.running)
         row[col.FOREIGN_CONTEXT] = foreign * mean
+
+
+_write_cell = struct.Struct("=6d").pack_into
+"""Writes the columns of one cell, in their order, in one call."""
 
 
 class _Believed:

@@ -149,7 +149,8 @@ class Director:
         call.explain, call.session = head.explain, head.session
         now = asyncio.get_running_loop().time()
         call.prompt_tokens = max(1, int(len(call.chat.canonical) * call.served.ratio.value))
-        call.charged_tokens = call.prompt_tokens + call.served.scheduler.lengths.expected_tokens(None, call.chat.max_tokens)
+        if tenant.tokens_per_minute:
+            call.charged_tokens = call.prompt_tokens + call.served.lengths.expected_tokens(None, call.chat.max_tokens)
         call.turned = self._admission.admit(tenant, call.charged_tokens, now)
         if call.turned is not None:
             raise Ended(call.turned.outcome, call.turned.message, retry_after_s=call.turned.retry_after_s)

@@ -5,6 +5,7 @@ of the prompt (`class_of`). Its own table is followed only while it has predicte
 model's table would have; else, and with too few answers, the model's is, which falls back to a declared one (`lengths`).
 """
 
+import math
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -79,12 +80,12 @@ class LengthClasses:
 
     def follows(self, kind: Hashable) -> int:
         """Which table a request of this class follows."""
-        one = self._followed.get(kind)
+        one = self._followed.get(kind) if self._followed else None
         return EVERYTHING if one is None else one.index
 
     def expected_tokens(self, kind: Hashable, most: int | None) -> int:
         """Mean of min(length, most) under the table that the class follows, rounded up."""
-        one = self._followed.get(kind)
+        one = self._followed.get(kind) if self._followed else None
         return (self.model if one is None else one.lengths).expected_tokens(most)
 
     def observe(self, kind: Hashable, output_tokens: int) -> None:
@@ -126,10 +127,11 @@ class LengthClasses:
 
     def _learn(self, kind: Hashable, one: _Class) -> None:
         """Score both tables on answers that neither the class nor (but for a few) the model has learned from, then learn."""
-        new = np.array(one.unscored, np.int64)
-        gains = _log_share(self.tables[one.index, SHORTER], new) - _log_share(self.tables[EVERYTHING, SHORTER], new)
-        for gain in gains.tolist():
-            one.gain += _NEWEST_WEIGHT * (gain - one.gain)
+        own, model = self.tables[one.index, SHORTER], self.tables[EVERYTHING, SHORTER]
+        buckets = [tokens.bit_length() for tokens in one.unscored]
+        gains = {bucket: _log_share(own, bucket) - _log_share(model, bucket) for bucket in set(buckets)}
+        for bucket in buckets:
+            one.gain += _NEWEST_WEIGHT * (gains[bucket] - one.gain)
         for tokens in one.unscored:
             one.lengths.observe(tokens)
         one.unscored.clear()
@@ -154,13 +156,11 @@ class LengthClasses:
         ]
 
 
-def _log_share(shorter: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Log-probability of each length's bucket, a power of two: single lengths are too many to be compared."""
-    low = 1 << np.log2(tokens).astype(np.int64)
-    high = np.minimum(2 * low, LONGEST_TOKENS)
-    share = np.where(low >= LONGEST_TOKENS, 1.0 - shorter[LONGEST_TOKENS], shorter[high] - shorter[np.minimum(low, LONGEST_TOKENS)])
-    logs: NDArray[np.float64] = np.log(np.maximum(share, _LEAST_SHARE))
-    return logs
+def _log_share(shorter: NDArray[np.float64], bucket: int) -> float:
+    """Log-probability of the lengths of so many bits: single lengths are too many to be compared."""
+    low = 1 << (bucket - 1)
+    upto = 1.0 if low >= LONGEST_TOKENS else float(shorter[min(2 * low, LONGEST_TOKENS)])
+    return math.log(max(upto - float(shorter[low]), _LEAST_SHARE))
 
 
 def _shown(kind: Hashable) -> str:

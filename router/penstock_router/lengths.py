@@ -52,11 +52,14 @@ class OutputLengths:
         self._counts = np.zeros(LONGEST_TOKENS + 1)
         self._weight = 0.0
         self._unlearned: list[int] = []
+        self._learn_at = _LEARN_EVERY  # so many unlearned ones are learned from
         self._newest: NDArray[np.int64] = np.zeros(0, np.int64)
         self._ranks = np.zeros(0)
         self.table = np.zeros((2, LONGEST_TOKENS + 1)) if table is None else table
         """Rows SHORTER and STATIONARY of the kernel, shape (2, LONGEST_TOKENS + 1); changed in place."""
         self._survival = np.zeros(LONGEST_TOKENS + 1)
+        self._mean_upto: memoryview[float] = self._survival.data.cast("B").cast("d")  # of the same array: quicker to read one by one
+        self._longest = 0
         self.observed = 0
         """Completions so far."""
         self.forgotten = 0
@@ -73,7 +76,7 @@ class OutputLengths:
         if output_tokens < 1:
             return
         self._unlearned.append(min(output_tokens, LONGEST_TOKENS))
-        if len(self._unlearned) >= max(_LEARN_EVERY, min(_NEWEST, self._weight * _LEARN_SHARE)):
+        if len(self._unlearned) >= self._learn_at:
             self.learn()
 
     def learn(self) -> None:
@@ -99,6 +102,7 @@ class OutputLengths:
         if self._weight > _MOST_WEIGHT:
             self._counts *= 0.5
             self._weight *= 0.5
+        self._learn_at = math.ceil(max(_LEARN_EVERY, min(_NEWEST, self._weight * _LEARN_SHARE)))
         self._fill()
 
     def _misfit(self) -> float:
@@ -108,7 +112,9 @@ class OutputLengths:
 
     def expected_tokens(self, most: int | None = None) -> int:
         """Mean of min(length, most), rounded up."""
-        return math.ceil(float(self._survival[LONGEST_TOKENS if most is None else max(0, min(most, LONGEST_TOKENS))]))
+        if most is None or most >= LONGEST_TOKENS:
+            return self._longest
+        return math.ceil(self._mean_upto[most]) if most > 0 else 0
 
     def shares(self) -> Shares:
         """The distribution in force; a new array."""
@@ -125,6 +131,7 @@ class OutputLengths:
         np.cumsum(shares[:-1], out=below[1:])  # below[k] = P(length < k)
         np.minimum(below, 1.0, out=below)
         np.cumsum(1.0 - below[1:], out=self._survival[1:])  # Σ_{k=1..m} P(length ≥ k) = E min(length, m)
+        self._longest = math.ceil(self._mean_upto[LONGEST_TOKENS])
         k = np.arange(LONGEST_TOKENS + 1)
         before = np.concatenate(([0.0], np.cumsum(below[:-1])))  # Σ_{g<k} F(g)
         self.table[STATIONARY] = (k * below - before) / self._survival[-1]

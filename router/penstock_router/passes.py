@@ -113,8 +113,10 @@ class PassWatch:
         cells, base = self._beliefs.row_cells, r * col.ROW
         if cells[base + col.STREAMS] + cells[base + col.FOREIGN_STREAMS] <= 0.0:
             return now
+        if math.isnan(side.step_s):
+            return math.nan
         timer = self._beliefs.newest_owner(r)
-        if timer is None or math.isnan(side.step_s):
+        if timer is None:
             return math.nan
         due_s = self._beliefs.cells[timer.cell + col.LAST_S] + side.step_s
         return due_s if now <= due_s + _SAME_PASS_S else math.nan  # else it has not been told of its newest tokens

@@ -37,15 +37,18 @@ class TtftResiduals:
         """Both in seconds; a prediction of 0 says that there was none."""
         if predicted_s <= 0.0 or not math.isfinite(measured_s):
             return
-        variance = self.deviation_s(predicted_s) ** 2
-        excess = min(_MOST_EXCESS, (measured_s - predicted_s) ** 2 / variance) - 1.0
-        slips = self.slip_s**2 / variance
+        slip, share, error = self.slip_s, self.sigma * predicted_s, measured_s - predicted_s
+        slip *= slip
+        variance = slip + share * share
+        excess = min(_MOST_EXCESS, error * error / variance) - 1.0
+        slips = slip / variance
         self.slip_s = _within(self.slip_s * math.sqrt(1.0 + _NEWEST_WEIGHT * slips * excess), _SLIP_BOUNDS_S)
         self.sigma = _within(self.sigma * math.sqrt(1.0 + _NEWEST_WEIGHT * (1.0 - slips) * excess), _SIGMA_BOUNDS)
 
 
 def _within(value: float, bounds: tuple[float, float]) -> float:
-    return min(bounds[1], max(bounds[0], value))
+    least, most = bounds
+    return least if value < least else most if value > most else value
 
 
 class ItlMargin:

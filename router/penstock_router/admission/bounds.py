@@ -65,7 +65,7 @@ class Admission:
         return self._all.active
 
     def admit(self, tenant: Tenant, tokens: float, now: float) -> Turned | None:
-        """None: admitted, `release` must follow. `tokens`: of the prompt and of the expected answer."""
+        """None: admitted, `release` must follow. `tokens`: of the prompt and of the expected answer; asked for where they have a quota."""
         if self._all.active >= self._most:
             why = f"{self._all.active} requests are under way; allowed: {self._most}"
             return Turned(Outcome.QUEUE_FULL, why, self._all.refuse(now))
@@ -82,7 +82,8 @@ class Admission:
         quota = self._quotas.get(tenant.tenant)
         if quota is not None and quota.flow.active:
             quota.flow.drained(now)
-            quota.tokens += charged - spent
+            if tenant.tokens_per_minute:  # else nothing was taken from it
+                quota.tokens += charged - spent
 
     def _within_quota(self, tenant: Tenant, tokens: float, now: float) -> Turned | None:
         quota = self._quotas.get(tenant.tenant)
