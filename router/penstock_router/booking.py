@@ -97,8 +97,9 @@ class Booking:
 
     def _wait(self, r: int, due_s: float, target_itl_s: float) -> None:
         """The prompt just booked at row r is one of those that wait there."""
-        self._waiting = _Waiting(r)
-        self._beliefs.open_prompt(r, self._waiting, due_s, target_itl_s, *self._length())
+        waiting = self._waiting = _Waiting(r)
+        most_tokens, kind = self._length()
+        self._beliefs.open_prompt(r, waiting, due_s, target_itl_s, most_tokens, kind)
 
     def _length(self) -> tuple[float, int]:
         """(most output tokens, length class), as cells hold them."""
@@ -179,7 +180,8 @@ class Booking:
             self._computed_whole(r, now)
             self._beliefs.add_streams(r, 1, self._prompt)
             self._streaming = True
-        self._beliefs.open_cell(r, self, now, self._ask.slo.itl_s, *self._length())
+        most_tokens, kind = self._length()
+        self._beliefs.open_cell(r, self, now, self._ask.slo.itl_s, most_tokens, kind)
         self._beliefs.row_cells[self._context_at] += 1.0
         self._passes.resume(r, self, now)
 

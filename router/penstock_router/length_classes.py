@@ -135,7 +135,8 @@ class LengthClasses:
         for tokens in one.unscored:
             one.lengths.observe(tokens)
         one.unscored.clear()
-        one.lengths.start_from(self.model.shares())
+        if one.lengths.learns_within(_SCORE_EVERY):  # a prior set earlier would be replaced before it is used
+            one.lengths.start_from(self.model.shares())
         one.followed = one.lengths.observed >= LEAST_ANSWERS and one.gain > (_WORSE if one.followed else _BETTER)
         if one.followed:
             self._followed[kind] = one

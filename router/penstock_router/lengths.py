@@ -28,6 +28,7 @@ _KEPT = 32
 _WORST_FIT = 0.25
 """Largest distance between the ranks of the newest completions and uniform ones (Kolmogorov); by chance above this once in 10⁶."""
 
+_EVERY_LENGTH = np.arange(LONGEST_TOKENS + 1.0)
 _GOLDEN = 0.6180339887498949
 """Multiples of it, modulo 1, are spread evenly."""
 
@@ -105,6 +106,10 @@ class OutputLengths:
         self._learn_at = math.ceil(max(_LEARN_EVERY, min(_NEWEST, self._weight * _LEARN_SHARE)))
         self._fill()
 
+    def learns_within(self, answers: int) -> bool:
+        """Whether so many more observed answers bring a rebuild."""
+        return len(self._unlearned) + answers >= self._learn_at
+
     def _misfit(self) -> float:
         ranks = np.sort(self._ranks)
         steps = np.arange(len(ranks) + 1) / len(ranks)
@@ -132,6 +137,8 @@ class OutputLengths:
         np.minimum(below, 1.0, out=below)
         np.cumsum(1.0 - below[1:], out=self._survival[1:])  # Σ_{k=1..m} P(length ≥ k) = E min(length, m)
         self._longest = math.ceil(self._mean_upto[LONGEST_TOKENS])
-        k = np.arange(LONGEST_TOKENS + 1)
-        before = np.concatenate(([0.0], np.cumsum(below[:-1])))  # Σ_{g<k} F(g)
-        self.table[STATIONARY] = (k * below - before) / self._survival[-1]
+        row = self.table[STATIONARY]
+        row[0] = 0.0
+        np.cumsum(below[:-1], out=row[1:])  # Σ_{g<k} F(g)
+        np.subtract(_EVERY_LENGTH * below, row, out=row)
+        row /= self._survival[-1]

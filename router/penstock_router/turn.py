@@ -67,7 +67,7 @@ class Turn:
     def over(self, waiting: Waiting, prompt_tokens: int, output_tokens: int | None) -> None:
         """The request has ended, wherever it stood; its tokens as counted, None where the answer has not come to its end."""
         loop = asyncio.get_running_loop()
-        if waiting in self._coming:
+        if not waiting.settled and waiting in self._coming:
             self._coming.remove(waiting)
             return
         self._line.over(waiting, prompt_tokens, output_tokens, loop.time())
