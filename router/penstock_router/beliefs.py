@@ -141,7 +141,8 @@ class Beliefs:
 
     def open_cell(self, r: int, owner: Streaming, now: float, target_itl_s: float, most_tokens: float, kind: int) -> None:
         """A stream at row r, of length class `kind`, has had its first token: give its owner a cell."""
-        _write_cell(self.cells, self._take_cell(r, owner), now, now, 1.0, target_itl_s, most_tokens, kind)
+        at = self._take_cell(r, owner)  # first: it may grow the cells
+        _write_cell(self.cells, at, now, now, 1.0, target_itl_s, most_tokens, kind)
 
     def open_prompt(self, r: int, owner: Streaming, due_s: float, target_itl_s: float, most_tokens: float, kind: int) -> None:
         """The prompt just booked at row r waits there; its prefill must end by `due_s`. Infinite target: it decodes elsewhere."""

@@ -1,6 +1,7 @@
 """Whatever happens to requests and endpoints, everything booked is given back; and what bookings teach."""
 
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -82,6 +83,15 @@ def test_many_endpoints_and_many_streams_grow_the_arrays(build):
         assert (first, last, tokens) == (1.0 + number, 100.0 + number, 1.0 + number)
     assert scheduler.beliefs.rows[0, col.CELLS_USED] == 30
     assert scheduler.beliefs.rows[0, col.CONTEXT] == sum(10 + 1 + number for number in range(1, 60, 2))
+
+
+def test_the_stream_that_makes_the_cells_grow_is_written_into_the_new_ones(build):
+    """Streams bound after a prefill elsewhere have had no cell: each has one token in it, whichever made the row grow."""
+    scheduler = build.scheduler([build.endpoint("a")])
+    owners = [SimpleNamespace(cell=-1) for _ in range(60)]
+    for owner in owners:
+        scheduler.beliefs.open_cell(0, owner, 1.0, 0.05, 100.0, 0)
+    assert [scheduler.beliefs.cells[owner.cell + col.TOKENS] for owner in owners] == [1.0] * 60
 
 
 def test_a_new_epoch_is_another_worker(build):
