@@ -52,7 +52,6 @@ def _vllm(config: WorkerConfig) -> Engine:
     return VllmEngine(
         VllmConfig(
             model=config.model,
-            role=config.role,
             profile=config.timing(),
             folder=config.model_folder,
             python=config.engine_python or "python3",

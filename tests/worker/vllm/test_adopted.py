@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from penstock_core.endpoint import Role
 from penstock_core.errors import Refused, TransferFailed
 from penstock_core.profile import DEFAULT_PROFILE
 from penstock_dataplane.exchange import Exchange
@@ -61,7 +60,7 @@ async def _adopted(complete: Handle) -> AsyncIterator[tuple[VllmEngine, Played]]
     played = Played(complete)
     server = Server(played.serve, handler_prefixes=("/",), render_error=lambda status, message: (JSON, message.encode()))
     _, port = await server.start("127.0.0.1", 0)
-    config = VllmConfig(model="m", role=Role.BOTH, profile=DEFAULT_PROFILE, adopt_url=f"http://127.0.0.1:{port}", claim_seconds=2.0)
+    config = VllmConfig(model="m", profile=DEFAULT_PROFILE, adopt_url=f"http://127.0.0.1:{port}", claim_seconds=2.0)
     engine = VllmEngine(config)
     try:
         yield engine, played

@@ -2,7 +2,6 @@
 
 import json
 
-from penstock_core.endpoint import Role
 from penstock_core.profile import DEFAULT_PROFILE
 from penstock_worker.engines.vllm.bodies import read_wish, with_salt
 from penstock_worker.engines.vllm.command import Ports, command, environment
@@ -12,7 +11,7 @@ PORTS = Ports(8001, 5600, "ipc:///private/events", "ipc:///private/replay")
 
 
 def _config(**fields: object) -> VllmConfig:
-    return VllmConfig(model="m", role=Role.BOTH, profile=DEFAULT_PROFILE, folder="/models/m", **fields)  # type: ignore[arg-type]
+    return VllmConfig(model="m", profile=DEFAULT_PROFILE, folder="/models/m", **fields)  # type: ignore[arg-type]
 
 
 def _after(words: list[str], flag: str) -> str:

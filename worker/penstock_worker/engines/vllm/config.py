@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import msgspec
-from penstock_core.endpoint import Role
 from penstock_core.profile import EngineProfile
 
 ROLE_OF_CONNECTOR = MappingProxyType({"nixl": "NixlConnector", "mooncake": "MooncakeConnector", "none": ""})
@@ -19,7 +18,6 @@ class VllmConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     """Name that clients put in `model`; `--served-model-name` of an engine that we start."""
-    role: Role
     profile: EngineProfile
     folder: str = ""
     """Folder of the model: weights, tokenizer.json, chat template. Also wanted for an adopted engine, to follow its KV."""
@@ -40,7 +38,6 @@ class VllmConfig(msgspec.Struct, frozen=True, kw_only=True):
     claim_seconds: float = 30.0
     start_s: float = 900.0
     """How long it may take to come up."""
-    kv_generation: str = ""
     max_waiting: int = 1_024
     log_path: str = ""
     """What vLLM prints is appended there; empty: to our own output."""
