@@ -6,10 +6,12 @@ all hosts. A host knows nothing of pools, desired counts or back-off.
 
 from typing import Protocol
 
+from penstock_core.errors import PenstockError
+
 from penstock_worker.config import WorkerConfig
 
 
-class StartFailed(Exception):
+class StartFailed(PenstockError):
     """A worker could not even be started; the message says why. Try again later."""
 
 

@@ -4,8 +4,11 @@ A small real HTTP server plays the parts of vLLM that a real one cannot be made 
 """
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -100,6 +103,17 @@ def test_a_server_of_another_model_is_refused_with_both_names() -> None:
                 await engine.start()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(("python", "says"), [("/no/such/python", "engine_python is"), (sys.executable, "No module named 'vllm'")])
+def test_a_worker_whose_engine_cannot_start_says_why_in_words(tmp_path: Path, python: str, says: str) -> None:
+    """`penstock worker` ends with status 1 and a message that names what is wrong, not with a traceback."""
+    settings = ["--set=engine=vllm", f"--set=model_folder={tmp_path}", f"--set=engine_python={python}"]
+    command = [sys.executable, "-m", "penstock_cli.main", "worker", *settings]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert ended.returncode == 1
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 async def _error_event(exchange: Exchange) -> None:

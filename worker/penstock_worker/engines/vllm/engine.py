@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 _LOOK_TIMEOUT_S = 5.0
+_SAID_EVERY_S = 10.0
 _MOST_MISSES = 3
 """Looks that may fail in a row; a child that has ended is noticed at the first."""
 _METRICS_BYTES = 16 << 20
@@ -239,7 +240,14 @@ class VllmEngine:
             return None
 
     async def _until_healthy(self, began_s: float) -> None:
+        said_s = began_s
         while True:
+            if time.monotonic() - said_s >= _SAID_EVERY_S:
+                said_s = time.monotonic()
+                done = ", ".join(self._child.phases) if self._child is not None else ""
+                log.info(
+                    "vLLM is not healthy yet", extra={"facts": {"seconds": round(said_s - began_s), "done": done, "at": str(self._origin)}}
+                )
             if self._child is not None and self._child.ended:
                 raise StartFailed(self._child.why())
             if await self._healthy():
