@@ -8,9 +8,8 @@ from enum import StrEnum
 from typing import Protocol
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from penstock_core.endpoint import Role
+from penstock_core.traffic import Window
 
 
 class State(StrEnum):
@@ -37,29 +36,15 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests that ended since the last tick, in the order they did; arrays of shape (E,)."""
-
-    arrival_s: NDArray[np.float64]
-    prompt_tokens: NDArray[np.int64]
-    hit_tokens: NDArray[np.int64]
-    output_tokens: NDArray[np.int64]
-    ttft_s: NDArray[np.float64]
-    """NaN where no token came."""
-    tpot_s: NDArray[np.float64]
-    """NaN for answers of one token and for those cut short."""
-    ok: NDArray[np.bool_]
-
-
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened between two ticks, and the fleet at the second; arrays of shape (A,): what arrived."""
+    """What happened between two ticks, and the fleet at the second."""
 
-    since_s: float
-    now_s: float
+    traffic: Window
     workers: tuple[WorkerView, ...]
-    arrival_s: NDArray[np.float64]
-    prompt_tokens: NDArray[np.int64]
-    ended: Ended
+
+    @property
+    def now_s(self) -> float:
+        return self.traffic.until_s
 
 
 class Start(msgspec.Struct, frozen=True):

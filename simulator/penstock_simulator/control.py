@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from penstock_core.errors import Outcome
+from penstock_core.traffic import FAILED, SHED, Ended, Window
 
 from penstock_simulator import engine_model as engines
 from penstock_simulator import fleet as fl
-from penstock_simulator.changes import Change, Controller, Drain, Ended, Start, State, View, WorkerView
+from penstock_simulator.changes import Change, Controller, Drain, Start, State, View, WorkerView
 from penstock_simulator.clock import Clock
 from penstock_simulator.membership import Membership
 from penstock_simulator.workload import BLOCK_TOKENS, Workload
@@ -61,14 +62,19 @@ class Control:
     def _view(self, now: float) -> View:
         engines.measure(self._fleet, self._loads)
         arrived = np.array(self.arrived, np.int64)
-        return View(
+        outcomes = [self._outcomes[request] for request in self.ended]
+        traffic = Window(
             since_s=self._since_s,
-            now_s=now,
-            workers=tuple(self._worker(w) for w in self._members.there()),
+            until_s=now,
             arrival_s=self._arrival_s[arrived],
             prompt_tokens=self._workload.prompt_tokens[arrived],
             ended=self._ended(np.array(self.ended, np.int64)),
+            arrivals=len(arrived),
+            endings=len(outcomes),
+            shed=sum(one in SHED for one in outcomes),
+            failed=sum(one in FAILED for one in outcomes),
         )
+        return View(traffic=traffic, workers=tuple(self._worker(w) for w in self._members.there()))
 
     def _worker(self, w: int) -> WorkerView:
         members, (running, waiting, tokens, used) = self._members, self._loads[w].tolist()

@@ -41,12 +41,12 @@ def run(changes: dict[int, Sequence[Change]], policy: str = "round-robin", **fle
 def test_it_is_shown_every_arrival_and_every_end_once() -> None:
     """With the figures that the report has; what came after the last tick it has not seen."""
     found, script = run({})
-    ended = [view.ended for view in script.views]
+    ended = [view.traffic.ended for view in script.views]
     seen = {
         float(arrival): (ttft, tpot) for one in ended for arrival, ttft, tpot in zip(one.arrival_s, one.ttft_s, one.tpot_s, strict=True)
     }
-    assert all(view.now_s - view.since_s == 1.0 for view in script.views)
-    arrivals = np.concatenate([view.arrival_s for view in script.views])
+    assert all(view.traffic.length_s == 1.0 for view in script.views)
+    arrivals = np.concatenate([view.traffic.arrival_s for view in script.views])
     last = script.views[-1].now_s
     assert arrivals.tolist() == found.arrival_s[found.arrival_s <= last].tolist()
     assert sum(len(one.ttft_s) for one in ended) == len(seen) == (found.last_s <= last).sum()

@@ -1,0 +1,83 @@
+"""What a decision is made from: the traffic since the last one, the replicas that are there, and what may be done with them.
+
+`loop` gathers it (from Redis and an actuator), the simulator makes the same in virtual time, `decide` and its neighbours only read it.
+Values only; times are seconds of the clock that the Windows use.
+"""
+
+from enum import StrEnum
+
+import msgspec
+from penstock_core.endpoint import Role
+from penstock_core.profile import EngineProfile
+from penstock_core.slo import Slo
+from penstock_core.traffic import Window
+
+
+class Phase(StrEnum):
+    """Of a replica that is paid for."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    """It takes nothing new and leaves, or changes its role, when it is empty."""
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica at the moment of the decision."""
+
+    id: str
+    pool: str
+    role: Role
+    phase: Phase
+    asked_s: float
+    """When it was asked for; what it costs counts from then on."""
+    ready_s: float | None = None
+    """When it became ready; None while it starts."""
+    running: int = 0
+    waiting: int = 0
+    prefill_tokens: int = 0
+    """Prompt tokens still to compute."""
+    kv_used_tokens: int = 0
+    kv_tokens: int = 0
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True):
+    """Replicas of one role and setting, and how many of them there may be."""
+
+    name: str
+    role: Role
+    desired: int
+    """As last asked for, by whomever."""
+    min_replicas: int
+    max_replicas: int
+    profile: EngineProfile
+    """Declared or fitted: the best that is known of how fast one replica computes."""
+    start_s: float
+    """From asking to ready, measured where any replica has started, else the profile's."""
+    accelerators: int = 1
+    """Of one replica: what it costs a second."""
+    can_switch: bool = False
+    """Whether its engine changes its role in place, after a drain."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_replicas <= self.max_replicas:
+            raise ValueError(f"pool {self.name}: min_replicas is {self.min_replicas}; allowed: 0..{self.max_replicas}, its max_replicas")
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's owner asks for."""
+
+    slo: Slo
+    attainment_ratio: float = 0.95
+    """Share of requests that should meet both targets."""
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """One model at one moment."""
+
+    now_s: float
+    target: Target
+    pools: tuple[Pool, ...]
+    replicas: tuple[Replica, ...]
+    traffic: Window | None
+    """Since the last observation, all routers together; None: nothing is known of the interval (no router published)."""
