@@ -55,8 +55,8 @@ def workers(fleet):
     return {worker.id: worker for worker in fleet.status()}
 
 
-def test_a_killed_worker_comes_back_under_a_new_epoch(tmp_path):
-    """kill -9 of a worker's process: the fleet starts it anew, the others live on, and in the end no process is left."""
+def test_a_killed_worker_comes_back_under_a_new_epoch(tmp_path, caplog):
+    """kill -9 of a worker's process: the fleet says how it ended and starts it anew; in the end no process is left."""
 
     async def story():
         async with fleet_of(ProcessHost(tmp_path, SECRETS), prefill=1, decode=1) as fleet:
@@ -77,6 +77,7 @@ def test_a_killed_worker_comes_back_under_a_new_epoch(tmp_path):
 
     pids = run(story())
     assert not [pid for pid in pids if alive(pid)]
+    assert [one.facts["why"].endswith("ended with status -9") for one in caplog.records if one.getMessage() == "a worker ended"] == [True]
 
 
 def test_scale_in_lets_a_running_stream_end(tmp_path):

@@ -104,7 +104,7 @@ class ProcessWorker:
                 said = log.read().decode(errors="replace").strip()
         except OSError:
             said = ""
-        return f"status {self._process.poll()}; the end of {self._log_path}: {said}"
+        return f"the end of {self._log_path}: {said}\nended with status {self._process.poll()}"  # last: who shows it may cut the front
 
     async def stop(self, timeout_s: float) -> None:
         if self.ended:
