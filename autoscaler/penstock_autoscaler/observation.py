@@ -4,6 +4,7 @@
 Values only; times are seconds of the clock that the Windows use.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
@@ -70,6 +71,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     slo: Slo
     attainment_ratio: float = 0.95
     """Share of requests that should meet both targets."""
+    most_accelerators: int | None = None
+    """Budget over all pools of the model; None: only the pools' bounds hold."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.attainment_ratio < 1.0:
+            raise ValueError(f"attainment_ratio is {self.attainment_ratio!r}; allowed: more than 0 and less than 1")
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,3 +88,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[Replica, ...]
     traffic: Window | None
     """Since the last observation, all routers together; None: nothing is known of the interval (no router published)."""
+    paused: str = ""
+    """Why nothing may be changed now, in words; empty: it may."""
+    overridden: Mapping[str, str] = {}
+    """Pool → who else sets its size, in words: it is sized no more, and counted as it is."""
