@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
-from penstock_core.slo import Slo
+from penstock_core.slo import Attainment, Slo
 from penstock_core.traffic import Window
 
 from penstock_autoscaler.decision import Decision
 from penstock_autoscaler.observation import Pool, Replica, Target
+from penstock_autoscaler.sample import Sample
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,8 +55,9 @@ class Lease(Protocol):
 
 
 class WhatIf(Protocol):
-    """Replays traffic at another size. CPU-bound: callers give it a budget and a thread or process of its own."""
+    """Replays traffic at another size. CPU-bound: whoever steps the brain gives it a thread or process of its own."""
 
-    def attainment(self, sizes: Mapping[str, int], pools: Sequence[Pool], traffic: Window, slo: Slo, budget_s: float) -> float | None:
-        """Share 0..1 of requests that would meet both targets with so many ready replicas a pool; None: no budget left, or too few data."""
+    def replay(self, sizes: Mapping[str, int], pools: Sequence[Pool], asked: Sample, slo: Slo, budget_s: float) -> Attainment | None:
+        """How the requests would fare with so many ready replicas a pool, those at the start left out; None: more CPU seconds than
+        `budget_s` were needed, or no pool has a replica that can serve."""
         ...

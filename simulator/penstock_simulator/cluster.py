@@ -55,7 +55,13 @@ class Cluster:
         self._members = Membership(setup.workers, setup.spare_workers if controlled else 0, self._routers, self._clock, self._die)
         self._specs = self._members.specs
         divided = controlled or any(spec.role is not Role.BOTH for spec in self._specs)
-        self._fleet = fl.build(workload, [spec.profile for spec in self._specs], divided=divided, lagging=setup.index_lag_s > 0.0)
+        self._fleet = fl.build(
+            workload,
+            [spec.profile for spec in self._specs],
+            divided=divided,
+            lagging=setup.index_lag_s > 0.0,
+            given_tokens=setup.given_hit_tokens,
+        )
         followed = bool((workload.follows >= 0).any())
         self._stops = divided or followed
         for w, spec in enumerate(self._specs):
@@ -157,7 +163,10 @@ class Cluster:
 
     def _ask(self, request: int, now: float, excluded: frozenset[str]) -> Ask:
         routers = self._routers
-        kv_cache.believed_hits(self._fleet, request, int(now * 1e3), routers.serving[request], routers.many, self._hits)
+        if self._setup.given_hit_tokens:
+            self._hits[:] = self._setup.given_hit_tokens[request] // BLOCK_TOKENS
+        else:
+            kv_cache.believed_hits(self._fleet, request, int(now * 1e3), routers.serving[request], routers.many, self._hits)
         slots = self._hits.nonzero()[0]
         prompt = int(self._cells[request * fl.LEG + fl.PROMPT])
         most = self._setup.max_tokens[request] if self._setup.max_tokens else None

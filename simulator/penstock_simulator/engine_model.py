@@ -74,8 +74,8 @@ def admit(f: Fleet, w: int, owed_blocks: int) -> int:
     f.workers[w, fl.RUNNING] += 1
     take_hits(f, w, leg, hits)
     f.legs[leg, fl.STATE] = fl.RUNNING_LEG
-    f.legs[leg, fl.HIT] = hits * BLOCK_TOKENS
-    f.legs[leg, fl.COMPUTED] = tokens - 1 if full else hits * BLOCK_TOKENS
+    f.legs[leg, fl.HIT] = max(hits * BLOCK_TOKENS, min(f.legs[leg, fl.GIVEN], tokens - 1))
+    f.legs[leg, fl.COMPUTED] = tokens - 1 if full else f.legs[leg, fl.HIT]
     if not full:
         f.workers[w, fl.HIT_TOKENS] += f.legs[leg, fl.HIT]
         f.workers[w, fl.PROMPT_TOKENS] += tokens

@@ -4,6 +4,7 @@
 has one, and in divided placements a second one for its prefill. Nothing here knows time, policies or traces.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,8 @@ ARRIVES_FULL = 12  # 1: its prompt's KV comes from a prefill leg
 PREFILLS = 13  # 1: a prefill leg: its blocks stay until they are handed over
 STATE = 14
 PREEMPTIONS = 15
-LEG = 16
+GIVEN = 16  # prompt tokens whose KV any worker has at once, whatever its cache holds
+LEG = 17
 
 IDLE, WAITING, RUNNING_LEG, KEPT, OVER = range(5)
 """STATE: not with a worker, in a waiting queue, in a batch, done with its KV kept for a transfer, done."""
@@ -113,8 +115,12 @@ CHANGES = 1 << 16
 MOST_BYTES = 16 << 30
 
 
-def build(workload: Workload, profiles: list[EngineProfile], *, divided: bool, lagging: bool = False) -> Fleet:
+def build(
+    workload: Workload, profiles: list[EngineProfile], *, divided: bool, lagging: bool = False, given_tokens: Sequence[int] = ()
+) -> Fleet:
     """Empty engines for a workload: worker w lives by profiles[w]. `divided` makes room for prefill legs.
+
+    `given_tokens`: by request, as Setup has them.
 
     `lagging`: what routers see of the caches comes later than it happens.
 
@@ -131,6 +137,8 @@ def build(workload: Workload, profiles: list[EngineProfile], *, divided: bool, l
     legs[:requests, PROMPT] = workload.prompt_tokens
     legs[:requests, OUTPUT] = workload.output_tokens
     legs[:requests, CHAIN] = legs[:requests, TABLE] = workload.offsets[:-1]
+    if given_tokens:
+        legs[:requests, GIVEN] = given_tokens
     if divided:
         legs[requests:] = legs[:requests]
         legs[requests:, TABLE] += total

@@ -107,6 +107,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """What distinguishes a request's answer from others', one per request; empty: its prompt's length alone."""
     fitted: bool = True
     """Declared profiles are corrected by measured passes."""
+    given_hit_tokens: tuple[int, ...] = ()
+    """Of each request's prompt, what every worker has cached without its cache being looked at: for traffic whose sizes and hits are
+    known and whose content is not. Empty: caches say."""
     max_tokens: tuple[int, ...] = ()
     """Each request's own limit; empty: none has one."""
 

@@ -1,0 +1,83 @@
+"""The autoscaler's question "how would this traffic fare at another size?", answered by a replay of a sample of it.
+
+Implements the autoscaler's WhatIf; the CLI and the simulated loop hand it to the Scaler. A sample has sizes and hits but no content: every
+request finds the hits it was measured to have on any worker, and shares nothing else. Fleets begin empty, so requests of the first part are
+replayed and not counted.
+"""
+
+from collections.abc import Mapping, Sequence
+from time import thread_time
+
+import numpy as np
+from penstock_autoscaler.observation import Pool
+from penstock_autoscaler.sample import Sample
+from penstock_core.endpoint import Role
+from penstock_core.slo import Attainment, Slo
+
+from penstock_simulator.cluster import replay
+from penstock_simulator.report import request_tpot_s, request_ttft_s
+from penstock_simulator.setup import Replay, Setup, WorkerSpec
+from penstock_simulator.workload import BLOCK_TOKENS, Workload
+
+WARM_RATIO = 0.25
+"""Of the requests, those at the start that find a fleet emptier than it is, and are not counted."""
+
+
+class _OutOfBudgetError(Exception):
+    """The replay was given up."""
+
+
+class Replayed:
+    """State: none. One thread may ask at a time for each object's answer; objects do not touch one another."""
+
+    def __init__(self, policy: str = "target-misses") -> None:
+        self._policy = policy
+
+    def replay(self, sizes: Mapping[str, int], pools: Sequence[Pool], asked: Sample, slo: Slo, budget_s: float) -> Attainment | None:
+        """As WhatIf says."""
+        workers = tuple(
+            WorkerSpec(id=f"{pool.name}-{i}", role=pool.role, profile=pool.profile)
+            for pool in pools
+            for i in range(sizes.get(pool.name, 0))
+        )
+        roles = {spec.role for spec in workers}
+        if not asked.requests or not (Role.BOTH in roles or {Role.PREFILL, Role.DECODE} <= roles):
+            return None
+        hits = tuple((asked.hit_tokens // BLOCK_TOKENS * BLOCK_TOKENS).tolist())
+        setup = Setup(workers=workers, policy=self._policy, slo=slo, given_hit_tokens=hits)
+        until_s = thread_time() + budget_s
+
+        def watch(_ended: int, _all: int) -> None:
+            if thread_time() > until_s:
+                raise _OutOfBudgetError
+
+        try:
+            return _attainment(replay(_workload(asked), setup, watch), slo)
+        except _OutOfBudgetError:
+            return None
+
+
+def _workload(asked: Sample) -> Workload:
+    """Requests whose blocks are all their own."""
+    blocks = -(-(asked.prompt_tokens + asked.output_tokens) // BLOCK_TOKENS)
+    offsets = np.append(0, np.cumsum(blocks))
+    return Workload(
+        name="sample",
+        arrival_s=asked.arrival_s,
+        prompt_tokens=asked.prompt_tokens,
+        output_tokens=asked.output_tokens,
+        chain=np.arange(offsets[-1], dtype=np.int32),
+        offsets=offsets,
+        distinct_blocks=int(offsets[-1]),
+        follows=np.full(asked.requests, -1),
+        gap_s=np.zeros(asked.requests),
+    )
+
+
+def _attainment(done: Replay, slo: Slo) -> Attainment:
+    """Of the requests after the first part."""
+    since = int(WARM_RATIO * len(done.arrival_s))
+    ttft, tpot = request_ttft_s(done)[since:], request_tpot_s(done)[since:]
+    ok = np.array([one == "ok" for one in done.outcomes[since:]], bool)
+    ttft_met, itl_met = ok & (ttft <= slo.ttft_s), ok & (np.isnan(tpot) | (tpot <= slo.itl_s))
+    return Attainment(len(ok), int(ttft_met.sum()), int(itl_met.sum()), int((ttft_met & itl_met).sum()))
