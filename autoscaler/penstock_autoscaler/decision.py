@@ -43,6 +43,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     desired: dict[str, int]
     """By pool, switches counted as done; every pool of the observation is named."""
     switches: tuple[RoleSwitch, ...] = ()
+    late: tuple[str, ...] = ()
+    """Ids of replicas that should have been ready long ago: not counted in `desired`. An actuator that can replace them removes them; one
+    that only sets sizes adds their number to `desired`, within bounds."""
     reason: Reason
     message: str
     """A sentence with the numbers that decided."""

@@ -10,7 +10,7 @@ from penstock_core.traffic import joined
 
 from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.demand import fluid, mix
-from penstock_autoscaler.memory import Memory, Wanted
+from penstock_autoscaler.memory import Memory, Wanted, decode, encode
 from penstock_autoscaler.observation import Observation, Pool
 from penstock_autoscaler.ports import WhatIf
 from penstock_autoscaler.settings import ScalerSettings
@@ -23,6 +23,14 @@ class Scaler:
         self._settings = settings or ScalerSettings()
         self._what_if = what_if
         self.memory = memory or Memory()
+
+    def saved(self) -> bytes:
+        """The Memory, for whoever goes on."""
+        return encode(self.memory)
+
+    def restore(self, kept: bytes) -> None:
+        """Go on with what `saved` gave. Raises msgspec.DecodeError for anything else."""
+        self.memory = decode(kept)
 
     def step(self, seen: Observation) -> Decision:
         """What to have now. Call it once a period, with the traffic since the last call."""
