@@ -110,4 +110,21 @@ OPERATOR_STRAYS = Metric("penstock_operator_stray_registrations", "gauge", (), "
 OPERATOR_OBJECTS = Metric("penstock_operator_objects", "gauge", ("kind",), "Objects in the cache.")
 OPERATOR_LOOP_LAG = Metric("penstock_operator_loop_lag_seconds", "gauge", (), "How late the event loop last woke.")
 
+AUTOSCALER_DESIRED = Metric("penstock_autoscaler_desired_replicas", "gauge", ("model", "pool", "role"), "As last decided.")
+AUTOSCALER_READY = Metric("penstock_autoscaler_ready_replicas", "gauge", ("model", "pool", "role"), "As last seen.")
+AUTOSCALER_STARTING = Metric("penstock_autoscaler_starting_replicas", "gauge", ("model", "pool", "role"), "As last seen: paid, not ready.")
+AUTOSCALER_START = Metric(
+    "penstock_autoscaler_start_seconds",
+    "gauge",
+    ("model", "pool"),
+    "From asking for a replica to its being ready, as counted on.",
+)
+AUTOSCALER_DECISIONS = Metric("penstock_autoscaler_decisions_total", "counter", ("model", "reason"), "Decisions by their reason.")
+AUTOSCALER_SECONDS = Metric("penstock_autoscaler_decision_seconds", "histogram", ("model",), "Time of one decision.", _SECONDS)
+AUTOSCALER_VALID = Metric("penstock_autoscaler_valid", "gauge", ("model",), "1 while the last decision had data, else 0.")
+AUTOSCALER_LEADER = Metric("penstock_autoscaler_leader", "gauge", ("model",), "1 while this process may scale the model.")
+AUTOSCALER_FAILURES = Metric(
+    "penstock_autoscaler_failures_total", "counter", ("model", "step"), "Steps that failed: signals, look, decide, carry_out, show, keep."
+)
+
 ALL: tuple[Metric, ...] = tuple(value for value in dict(globals()).values() if isinstance(value, Metric))

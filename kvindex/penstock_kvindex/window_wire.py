@@ -1,0 +1,126 @@
+"""The wire form of a Window: MessagePack with packed arrays, bounded in size by an even sample of the requests.
+
+`windows` is its only user. Times travel as seconds after the window's beginning in 32 bits, counts as unsigned 32 bits; unknown fields
+are passed over, so an older autoscaler reads a newer router's windows.
+"""
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from penstock_core.traffic import Ended, Window
+
+MOST_ARRIVALS = 1_024
+"""Of one window; of more, evenly chosen ones travel. 40 KB for a full window."""
+MOST_ENDINGS = 1_024
+_VERSION = 1
+
+
+class _Wire(msgspec.Struct, kw_only=True):
+    v: int
+    router: str
+    last: bool = False
+    since_s: float
+    until_s: float
+    arrivals: int
+    endings: int
+    shed: int = 0
+    failed: int = 0
+    queue_s: float = 0.0
+    waiting: int = 0
+    arrival: bytes
+    prompt: bytes
+    ended_arrival: bytes
+    ended_prompt: bytes
+    hit: bytes
+    output: bytes
+    ttft: bytes
+    tpot: bytes
+    ok: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Wire).decode
+
+
+def encode_window(router: str, window: Window, *, last: bool) -> bytes:
+    """At most MOST_ARRIVALS and MOST_ENDINGS requests of it; the counts stay those of all."""
+    came, went, ended = _even(len(window.arrival_s), MOST_ARRIVALS), _even(len(window.ended.ok), MOST_ENDINGS), window.ended
+    return _encode(
+        _Wire(
+            v=_VERSION,
+            router=router,
+            last=last,
+            since_s=float(window.since_s),
+            until_s=float(window.until_s),
+            arrivals=window.arrivals,
+            endings=window.endings,
+            shed=window.shed,
+            failed=window.failed,
+            queue_s=window.queue_s,
+            waiting=window.waiting,
+            arrival=_f4(window.arrival_s[came] - window.since_s),
+            prompt=_u4(window.prompt_tokens[came]),
+            ended_arrival=_f4(ended.arrival_s[went] - window.since_s),
+            ended_prompt=_u4(ended.prompt_tokens[went]),
+            hit=_u4(ended.hit_tokens[went]),
+            output=_u4(ended.output_tokens[went]),
+            ttft=_f4(ended.ttft_s[went]),
+            tpot=_f4(ended.tpot_s[went]),
+            ok=ended.ok[went].astype("u1").tobytes(),
+        )
+    )
+
+
+def decode_window(wire: bytes) -> tuple[str, Window, bool] | None:
+    """(router, window, whether it is the router's last); None for a form that this version cannot read."""
+    try:
+        found = _decode(wire)
+        if found.v != _VERSION or found.until_s <= found.since_s:
+            return None
+        window = Window(
+            since_s=found.since_s,
+            until_s=found.until_s,
+            arrival_s=_times(found.arrival) + found.since_s,
+            prompt_tokens=_counts(found.prompt),
+            ended=Ended(
+                arrival_s=_times(found.ended_arrival) + found.since_s,
+                prompt_tokens=_counts(found.ended_prompt),
+                hit_tokens=_counts(found.hit),
+                output_tokens=_counts(found.output),
+                ttft_s=_times(found.ttft),
+                tpot_s=_times(found.tpot),
+                ok=np.frombuffer(found.ok, "u1").astype(np.bool_),
+            ),
+            arrivals=found.arrivals,
+            endings=found.endings,
+            shed=found.shed,
+            failed=found.failed,
+            queue_s=found.queue_s,
+            waiting=found.waiting,
+        )
+    except (msgspec.DecodeError, ValueError):
+        return None
+    sizes = {len(getattr(window.ended, name)) for name in Ended.__struct_fields__}
+    whole = len(sizes) == 1 and len(window.arrival_s) == len(window.prompt_tokens)
+    return (found.router, window, found.last) if whole else None
+
+
+def _even(there: int, most: int) -> slice | NDArray[np.int64]:
+    """Which of `there` rows to take: all, or `most` of them at even steps."""
+    return slice(None) if there <= most else np.arange(most) * there // most
+
+
+def _f4(values: NDArray[np.float64]) -> bytes:
+    return values.astype("<f4").tobytes()
+
+
+def _u4(values: NDArray[np.int64]) -> bytes:
+    return np.clip(values, 0, (1 << 32) - 1).astype("<u4").tobytes()
+
+
+def _times(packed: bytes) -> NDArray[np.float64]:
+    return np.frombuffer(packed, "<f4").astype(np.float64)
+
+
+def _counts(packed: bytes) -> NDArray[np.int64]:
+    return np.frombuffer(packed, "<u4").astype(np.int64)

@@ -1,0 +1,120 @@
+"""What the routers of a model measured, in Redis: each appends its Windows to a stream, an autoscaler reads all of them as one.
+
+`cli` makes one a model for its autoscaler and the router's publisher one for itself. The stream, `penstock:{model}:traffic`, holds the
+latest KEPT_S seconds and goes by itself when nobody writes. All times are Redis' own clock, so that routers need not agree on theirs.
+"""
+
+import math
+from collections.abc import Awaitable, Sequence
+from typing import Any, cast
+
+import msgspec
+from penstock_core.traffic import Window, joined
+from redis.asyncio import Redis
+
+from penstock_kvindex.calls import bounded, connect
+from penstock_kvindex.registry import key_prefix
+from penstock_kvindex.window_wire import decode_window, encode_window
+
+KEPT_S = 900.0
+"""Longer than an autoscaler needs to be started anew; what is older it has in its own memory."""
+MOST_KEPT = 20_000
+"""Windows of one model; more than that many routers would need another form."""
+SILENT_S = 20.0
+"""A router that has said nothing for so long is taken for gone, though it did not say so."""
+_A_PAGE = 64
+_EARLY_S = 1.0
+"""By how much a router's idea of Redis' clock may be late: windows are looked for so much before they should have come."""
+
+
+class Published(msgspec.Struct, frozen=True):
+    """One window of one router. `last`: it ends with this window, so that nobody waits for its next one."""
+
+    router: str
+    window: Window
+    last: bool = False
+
+
+class Windows:
+    """One model's stream. Every call raises IndexUnavailable within `timeout_s` a round trip."""
+
+    def __init__(self, url: str, model: str, *, timeout_s: float = 2.0, silent_s: float = SILENT_S, client: Redis | None = None) -> None:
+        """`client`: one of `calls.connect` to use instead; it stays open."""
+        self._key = key_prefix(model) + "traffic"
+        self._timeout_s = timeout_s
+        self._silent_s = silent_s
+        self._redis = connect(url, timeout_s) if client is None else client
+        self._shared = client is not None
+
+    async def clock(self) -> float:
+        """Redis' own time, in seconds since 1970."""
+        return _seconds(await self._bounded(cast("Awaitable[Any]", self._redis.time())))
+
+    async def publish(self, one: Published) -> float:
+        """Append a window; what is too old goes. Gives Redis' time."""
+        pipeline = self._redis.pipeline(transaction=False)
+        oldest_ms = max(0, math.floor((one.window.until_s - KEPT_S) * 1_000))
+        pipeline.xadd(self._key, {"w": encode_window(one.router, one.window, last=one.last)}, minid=oldest_ms, approximate=True)
+        pipeline.xtrim(self._key, maxlen=MOST_KEPT, approximate=True)
+        pipeline.pexpire(self._key, math.ceil(KEPT_S * 1_000))
+        pipeline.time()
+        return _seconds((await self._bounded(pipeline.execute()))[-1])
+
+    async def since(self, since_s: float) -> tuple[float, Window | None]:
+        """(now_s, what all routers measured after since_s and up to the latest moment that all of them have told of).
+
+        None: nothing new is known of all of them; ask again with the same `since_s`. Windows end where the next answer's begin, if the
+        next call's `since_s` is this one's `until_s`.
+        """
+        now_s, wires = await self._wires(since_s)
+        rows = [Published(*found) for found in map(decode_window, wires) if found is not None]
+        return now_s, gathered(rows, since_s, now_s - self._silent_s)
+
+    async def aclose(self) -> None:
+        if not self._shared:
+            await self._redis.aclose()
+
+    async def _wires(self, since_s: float) -> tuple[float, list[bytes]]:
+        """Redis' time, and every entry that came in after since_s or lately enough to show who is there."""
+        now_s = await self.clock()
+        first_ms = max(0, math.floor((max(min(since_s, now_s - self._silent_s), now_s - KEPT_S) - _EARLY_S) * 1_000))
+        wires: list[bytes] = []
+        position = str(first_ms)
+        while len(wires) < MOST_KEPT:
+            page = await self._bounded(cast("Awaitable[Any]", self._redis.xrange(self._key, position, "+", count=_A_PAGE)))
+            wires += [fields[b"w"] for _, fields in page if b"w" in fields]
+            if len(page) < _A_PAGE:
+                break
+            position = f"({page[-1][0].decode()}"
+        return now_s, wires
+
+    async def _bounded(self, call: Awaitable[Any]) -> Any:
+        return await bounded(call, self._timeout_s, self._key)
+
+
+def gathered(rows: Sequence[Published], since_s: float, gone_s: float) -> Window | None:
+    """All windows that end after since_s, up to the latest moment that every router has told of; None where that is not after since_s.
+
+    A router whose latest window ended before `gone_s`, or was its last, is waited for no more. So one that is slow delays the answer,
+    and none makes it smaller than what arrived.
+    """
+    latest: dict[str, Published] = {}
+    for row in rows:
+        known = latest.get(row.router)
+        if known is None or row.window.until_s >= known.window.until_s:
+            latest[row.router] = row
+    waited_for = [row.window.until_s for row in latest.values() if not row.last and row.window.until_s > gone_s]
+    horizon_s = min(waited_for, default=math.inf)
+    fresh = [row for row in rows if since_s < row.window.until_s <= horizon_s]
+    if not fresh:
+        return None
+    ends: dict[str, Window] = {}
+    for row in sorted(fresh, key=lambda row: row.window.until_s):
+        ends[row.router] = row.window
+    whole = joined([row.window for row in fresh])
+    still = [window.waiting for router, window in ends.items() if not latest[router].last]
+    return msgspec.structs.replace(whole, since_s=max(since_s, whole.since_s), waiting=sum(still))
+
+
+def _seconds(time: tuple[int, int]) -> float:
+    return time[0] + time[1] / 1e6

@@ -1,0 +1,259 @@
+"""The loop against a real Redis: what it carries out, what stops it, what it hands on to the next autoscaler."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+from loop_world import Obedient, World
+from penstock_autoscaler.decision import Reason
+from penstock_autoscaler.told import decode_told
+from penstock_cli.redis_server import RedisServer
+
+
+def test_a_decision_is_carried_out_shown_and_told(redis_url: str, unused_model: str) -> None:
+    """Sizes change, users can see it, and the decision with the sizes it found is in Redis."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model, both=1) as world:
+            await world.publish(7)
+            told = await world.loop(Obedient({"both": 3})).tick()
+            assert told is not None
+            assert (told.decision.reason, told.decision.desired) == (Reason.UP, {"both": 3})
+            assert world.fleet.desired == {"both": 3}
+            assert world.fleet.shown == world.fleet.carried_out == [told.decision]
+            assert decode_told(await world.store.told()) == [told]
+            assert (told.pools[0].desired, told.pools[0].ready, told.trouble) == (1, 1, "")
+            assert world.metric("penstock_autoscaler_desired_replicas", pool="both", role="both") == 3
+            assert world.metric("penstock_autoscaler_leader") == world.metric("penstock_autoscaler_valid") == 1
+
+    asyncio.run(story())
+
+
+def test_each_arrival_is_decided_on_once(redis_url: str, unused_model: str) -> None:
+    """Whatever the tick and the windows, what the brain saw adds up; a tick without news is no data."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            brain = Obedient()
+            loop = world.loop(brain)
+            for arrivals in (5, 6, 7):
+                await world.publish(arrivals)
+                await loop.tick()
+            quiet = await loop.tick()
+            assert brain.arrivals == 18
+            assert quiet is not None
+            assert not quiet.decision.valid
+
+    asyncio.run(story())
+
+
+def test_what_says_the_same_again_is_kept_once(redis_url: str, unused_model: str) -> None:
+    """A run of steady decisions is one row with its number of times and its beginning."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            loop = world.loop(Obedient())
+            for _ in range(3):
+                await world.publish(1)
+                await loop.tick()
+            (row,) = decode_told(await world.store.told())
+            assert row.times == 3
+            assert row.first_s < row.decision.at_s
+
+    asyncio.run(story())
+
+
+def test_a_restarted_autoscaler_goes_on_with_its_history(redis_url: str, unused_model: str) -> None:
+    """What the first one learned and how far it had read is the second one's, and so is the traffic of the time between."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            first = world.loop(Obedient())
+            await world.publish(10)
+            await first.tick()
+            await first.lease.release()
+            await world.publish(5)
+            brain = Obedient()
+            told = await world.loop(brain).tick()
+            assert brain.arrivals == 15
+            assert told is not None
+            assert told.times == 2
+
+    asyncio.run(story())
+
+
+def test_a_memory_that_cannot_be_read_costs_the_history_only(redis_url: str, unused_model: str) -> None:
+    """The autoscaler begins with the windows that are still there."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            await world.store.hold("old", 60.0)
+            await world.store.keep("old", b"\xc1garbage", b"{}", again=False)
+            await world.store.release("old")
+            await world.publish(9)
+            brain = Obedient()
+            assert await world.loop(brain).tick() is not None
+            assert brain.arrivals == 9
+
+    asyncio.run(story())
+
+
+def test_who_has_lost_the_lease_scales_no_more(redis_url: str, unused_model: str) -> None:
+    """The second autoscaler acts, the first neither decides nor changes anything, until it gets the lease back with the memory."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            brains = Obedient({"both": 2}), Obedient({"both": 5})
+            one, other = (world.loop(brain) for brain in brains)
+            await world.publish(10)
+            assert await one.tick() is not None
+            assert await other.tick() is None
+            await one.lease.release()
+            await world.publish(20)
+            assert await other.tick() is not None
+            one.lease._until_s = asyncio.get_running_loop().time() + 60.0  # it still believes in it
+            brains[0].wanted = {"both": 7}
+            await world.publish(30)
+            await one.lease.renew()
+            assert await one.tick() is None
+            assert world.fleet.desired == {"both": 5}
+            await other.lease.release()
+            assert await one.tick() is not None
+            assert brains[0].arrivals == 60
+            assert world.fleet.desired == {"both": 7}
+
+    asyncio.run(story())
+
+
+def test_a_lease_lost_while_deciding_is_noticed(redis_url: str, unused_model: str) -> None:
+    """Redis refuses what the former holder wants to keep, and from then on it stands by."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            loop = world.loop(Obedient())
+            await world.publish(1)
+            await loop.tick()
+            await world.store.release(loop.lease.who)
+            await world.store.hold("another", 60.0)
+            await world.publish(1)
+            await loop.tick()
+            assert not loop.lease.held
+            assert await loop.tick() is None
+            assert world.metric("penstock_autoscaler_leader") == 0
+
+    asyncio.run(story())
+
+
+def test_redis_away_changes_nothing_and_says_no_data(make_redis_server: Callable[[], RedisServer]) -> None:
+    """While it is away decisions are invalid and the fleet stays; afterwards scaling goes on with what came meanwhile."""
+
+    async def story() -> None:
+        server = make_redis_server()
+        async with World(server.url, "m", timeout_s=0.3) as world:
+            brain = Obedient({"both": 4})
+            loop = world.loop(brain, lease_s=0.5)
+            await world.publish(3)
+            await loop.tick()
+            assert world.fleet.desired == {"both": 4}
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGSTOP)
+            brain.wanted = {"both": 8}
+            for _ in range(3):
+                told = await loop.tick()
+                assert told is not None
+                assert (told.decision.valid, told.decision.reason) == (False, Reason.NO_DATA)
+            assert world.fleet.desired == {"both": 4}
+            assert not loop.lease.held
+            os.kill(server.pid, signal.SIGCONT)
+            await world.publish(5)
+            assert await loop.tick() is not None
+            assert world.fleet.desired == {"both": 8}
+            assert brain.arrivals == 8
+
+    asyncio.run(story())
+
+
+def test_a_fleet_that_cannot_be_seen_loses_no_traffic(redis_url: str, unused_model: str) -> None:
+    """Nothing is decided while the actuator fails, and what arrived meanwhile is decided on afterwards."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            brain = Obedient()
+            loop = world.loop(brain)
+            world.fleet.broken = "the API server is away"
+            await world.publish(4)
+            assert await loop.tick() is None
+            world.fleet.broken = ""
+            assert await loop.tick() is not None
+            assert brain.arrivals == 4
+            assert world.metric("penstock_autoscaler_failures_total", step="look") == 1
+
+    asyncio.run(story())
+
+
+def test_a_long_decision_stops_neither_the_lease_nor_the_loop(redis_url: str, unused_model: str) -> None:
+    """A what-if of four seconds of CPU: the lease of 2 s is renewed meanwhile, and a decision past its limit changes nothing."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            brain = Obedient({"both": 2}, cpu_s=4.0)
+            loop = world.loop(brain, lease_s=2.0, step_s=0.2)
+            renewing = asyncio.create_task(loop.lease.run())
+            await world.publish(1)
+            assert await loop.tick() is None
+            assert await loop.tick() is None
+            assert len(brain.seen) == 1
+            stolen = [await world.store.hold("thief", 60.0)]
+            while not loop._thinking.task.done():
+                stolen.append(await world.store.hold("thief", 60.0))
+                await asyncio.sleep(0.1)
+            assert not any(stolen)
+            assert world.fleet.carried_out == []
+            renewing.cancel()
+
+    asyncio.run(story())
+
+
+def test_it_runs_by_itself_and_gives_the_lease_back(redis_url: str, unused_model: str) -> None:
+    """`run` ticks until cancelled, survives a tick that fails, and another autoscaler may act at once afterwards."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            brain = Obedient({"both": 3})
+            brain.broken = True
+            running = asyncio.create_task(world.loop(brain).run())
+            await world.publish(1)
+            async with asyncio.timeout(60):
+                while not brain.seen:  # noqa: ASYNC110 -- seen from another thread
+                    await asyncio.sleep(0.01)
+                brain.broken = False
+                while world.fleet.desired != {"both": 3}:
+                    await world.publish(1)
+                    await asyncio.sleep(0.02)
+            running.cancel()
+            await asyncio.wait((running,))
+            assert await world.store.hold("next", 60.0)
+
+    asyncio.run(story())
+
+
+def test_routers_are_told_that_a_pool_may_be_woken(redis_url: str, unused_model: str) -> None:
+    """Every period while a pool may be at 0, and not otherwise."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            said: list[int] = []
+
+            async def wakeable() -> None:
+                said.append(1)
+
+            loop = world.loop(Obedient())
+            loop._wakeable = wakeable
+            for least, times in ((1, 0), (0, 1), (0, 2)):
+                world.fleet.least = least
+                await world.publish(1)
+                await loop.tick()
+                assert len(said) == times
+
+    asyncio.run(story())

@@ -1,0 +1,193 @@
+"""Routers' windows in a real Redis: they add up, none is counted twice or lost, and a slow router makes nothing smaller."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import numpy as np
+import pytest
+from penstock_cli.redis_server import RedisServer
+from penstock_core.errors import IndexUnavailable
+from penstock_core.traffic import Ended, Window
+from penstock_kvindex.calls import connect
+from penstock_kvindex.window_wire import MOST_ARRIVALS, decode_window, encode_window
+from penstock_kvindex.windows import KEPT_S, Published, Windows, gathered
+
+
+def window(since_s: float, until_s: float, arrivals: int = 4, **fields: float) -> Window:
+    """Arrivals evenly spread, as many endings, each of 100 + its number prompt tokens."""
+    times = np.linspace(since_s, until_s, arrivals, endpoint=False)
+    tokens = np.arange(arrivals) + 100
+    ended = Ended(
+        arrival_s=times - 2.5,
+        prompt_tokens=tokens,
+        hit_tokens=tokens // 2,
+        output_tokens=tokens + 7,
+        ttft_s=np.full(arrivals, 0.25),
+        tpot_s=np.where(tokens % 2, np.nan, 0.125),
+        ok=tokens % 3 > 0,
+    )
+    return Window(
+        since_s=since_s,
+        until_s=until_s,
+        arrival_s=times,
+        prompt_tokens=tokens,
+        ended=ended,
+        arrivals=arrivals,
+        endings=arrivals,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def on_redis(url: str, model: str, story: Callable[[Windows], Awaitable[None]]) -> None:
+    async def told() -> None:
+        windows = Windows(url, model, timeout_s=30.0)
+        try:
+            await story(windows)
+        finally:
+            await windows.aclose()
+
+    asyncio.run(told())
+
+
+def test_a_window_comes_back_as_it_was() -> None:
+    """Times to a hundredth of a millisecond, counts exactly, and what has no value stays without one."""
+    sent = window(1.7e9, 1.7e9 + 5, 50, shed=2, failed=1, queue_s=3.5, waiting=4)
+    router, got, last = decode_window(encode_window("r", sent, last=True)) or pytest.fail("unreadable")
+    assert (router, last) == ("r", True)
+    for name in ("since_s", "until_s", "arrivals", "endings", "shed", "failed", "queue_s", "waiting"):
+        assert getattr(got, name) == getattr(sent, name)
+    np.testing.assert_allclose(got.arrival_s, sent.arrival_s, atol=1e-5)
+    np.testing.assert_array_equal(got.prompt_tokens, sent.prompt_tokens)
+    for name in Ended.__struct_fields__:
+        np.testing.assert_allclose(getattr(got.ended, name), getattr(sent.ended, name), atol=1e-5)
+
+
+def test_a_very_busy_window_travels_as_an_even_sample() -> None:
+    """Its size is bounded, its counts are those of all requests, and no stretch of it is left out."""
+    wire = encode_window("r", window(0.0, 10.0, 50_000), last=False)
+    assert len(wire) < 64_000
+    _, got, _ = decode_window(wire) or pytest.fail("unreadable")
+    assert (got.arrivals, got.endings, len(got.arrival_s)) == (50_000, 50_000, MOST_ARRIVALS)
+    assert np.diff(got.arrival_s).max() < 0.011
+
+
+@pytest.mark.parametrize("broken", [b"", b"\x81", msgspec.msgpack.encode({"v": 99})])
+def test_what_cannot_be_read_is_passed_over(broken: bytes) -> None:
+    """A window of another version does not stop those of this one."""
+    assert decode_window(broken) is None
+
+
+def test_arrays_of_different_lengths_are_no_window() -> None:
+    """A row without its tokens is refused."""
+    wire = msgspec.msgpack.decode(encode_window("r", window(0.0, 5.0), last=False))
+    assert decode_window(msgspec.msgpack.encode({**wire, "prompt": wire["prompt"][:-4]})) is None
+    assert decode_window(msgspec.msgpack.encode({**wire, "hit": wire["hit"][:-4]})) is None
+    assert decode_window(msgspec.msgpack.encode({**wire, "new": 1})) is not None
+
+
+def test_routers_add_up_and_every_window_is_read_once(redis_url: str, unused_model: str) -> None:
+    """Three routers, read twice: each arrival is in exactly one answer, and the second begins where the first ended."""
+
+    async def story(windows: Windows) -> None:
+        begin = np.floor(await windows.clock())
+        for turn in range(2):
+            for router in "abc":
+                await windows.publish(Published(router, window(begin + 5 * turn, begin + 5 * turn + 5, 10, waiting=2)))
+        now_s, first = await windows.since(begin)
+        assert first is not None
+        assert now_s >= begin
+        assert (first.since_s, first.until_s, first.arrivals, len(first.arrival_s), first.waiting) == (begin, begin + 10, 60, 60, 6)
+        assert (await windows.since(first.until_s))[1] is None
+        for router in "abc":
+            await windows.publish(Published(router, window(begin + 10, begin + 15, 7, waiting=1)))
+        _, second = await windows.since(first.until_s)
+        assert second is not None
+        assert (second.since_s, second.until_s, second.arrivals, second.waiting) == (begin + 10, begin + 15, 21, 3)
+
+    on_redis(redis_url, unused_model, story)
+
+
+def test_nobody_published_is_not_no_traffic(redis_url: str, unused_model: str) -> None:
+    """None for a silent stream; a window without arrivals for an idle router."""
+
+    async def story(windows: Windows) -> None:
+        begin = await windows.clock()
+        assert (await windows.since(begin - 60))[1] is None
+        await windows.publish(Published("a", window(begin, begin + 5, 0)))
+        _, idle = await windows.since(begin)
+        assert idle is not None
+        assert (idle.arrivals, idle.length_s) == (0, 5.0)
+
+    on_redis(redis_url, unused_model, story)
+
+
+def test_a_slow_router_is_waited_for_until_it_is_gone() -> None:
+    """What the others told is not given out as if it were everything; a router that stays silent, or said goodbye, holds up nobody."""
+    rows = [
+        *(Published("a", window(at, at + 5, 10)) for at in (0.0, 5.0, 10.0)),
+        *(Published("b", window(at, at + 5, 10)) for at in (0.0, 5.0)),
+    ]
+    whole = gathered(rows, 0.0, gone_s=-10.0)
+    assert whole is not None
+    assert (whole.until_s, whole.arrivals) == (10.0, 40)
+    assert gathered(rows, 10.0, gone_s=-10.0) is None
+    after = gathered(rows, 10.0, gone_s=10.0)
+    assert after is not None
+    assert (after.until_s, after.arrivals) == (15.0, 10)
+    goodbye = [*rows, Published("b", window(10.0, 11.0, 3, waiting=9), last=True)]
+    after = gathered(goodbye, 10.0, gone_s=-10.0)
+    assert after is not None
+    assert (after.until_s, after.arrivals, after.waiting) == (15.0, 13, 0)
+
+
+def test_the_stream_is_bounded_and_ends_by_itself(redis_url: str, unused_model: str) -> None:
+    """Old windows go as new ones come, and all of them once nobody writes any more."""
+
+    async def story(windows: Windows) -> None:
+        redis = connect(redis_url, 30.0)
+        try:
+            now_s = await windows.clock()
+            for turn in range(300):
+                await windows.publish(Published("a", window(now_s + turn, now_s + turn + 1, 1)))
+            key = f"penstock:{{{unused_model}}}:traffic"
+            assert 0 < await redis.pttl(key) <= KEPT_S * 1_000
+            before = await redis.xlen(key)
+            await windows.publish(Published("a", window(now_s + KEPT_S + 60, now_s + KEPT_S + 61, 1)))
+            assert await redis.xlen(key) < before / 2
+        finally:
+            await redis.aclose()
+
+    on_redis(redis_url, unused_model, story)
+
+
+def test_many_pages_are_read_whole(redis_url: str, unused_model: str) -> None:
+    """A hundred and more windows, more than one page of the stream."""
+
+    async def story(windows: Windows) -> None:
+        now_s = await windows.clock()
+        for turn in range(150):
+            await windows.publish(Published("a", window(now_s + turn, now_s + turn + 1, 2)))
+        _, whole = await windows.since(now_s)
+        assert whole is not None
+        assert whole.arrivals == 300
+
+    on_redis(redis_url, unused_model, story)
+
+
+def test_redis_away_is_said(make_redis_server: Callable[[], RedisServer]) -> None:
+    """Every call raises IndexUnavailable."""
+
+    async def story() -> None:
+        server = make_redis_server()
+        windows = Windows(server.url, "m")
+        try:
+            await windows.clock()
+            server.stop()
+            for call in (windows.clock(), windows.since(0.0), windows.publish(Published("a", window(0.0, 1.0)))):
+                with pytest.raises(IndexUnavailable):
+                    await call
+        finally:
+            await windows.aclose()
+
+    asyncio.run(story())
