@@ -212,7 +212,7 @@ class ScalingLoop:
         """Carry it out and show it; why that could not be done, or nothing."""
         here = {pool.name: pool.desired for pool in fleet.pools}
         trouble = ""
-        if decision.valid and (decision.desired != here or decision.switches):
+        if decision.valid and (decision.desired != here or decision.switches or decision.late):
             trouble = await self._call("carry_out", self._actuator.carry_out, decision)
         return trouble or await self._call("show", self._actuator.show, decision)
 

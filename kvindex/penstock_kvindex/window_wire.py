@@ -1,7 +1,7 @@
 """The wire form of a Window: MessagePack with packed arrays, bounded in size by an even sample of the requests.
 
-`windows` is its only user. Times travel as seconds after the window's beginning in 32 bits, counts as unsigned 32 bits; unknown fields
-are passed over, so an older autoscaler reads a newer router's windows.
+`windows` is its only user. Moments travel as whole microseconds, so that a request's arrival is the same number in the window it came in
+and in the one it ended in; durations as 32-bit floats. Unknown fields are passed over: an older autoscaler reads a newer router's windows.
 """
 
 import msgspec
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from penstock_core.traffic import Ended, Window
 
 MOST_ARRIVALS = 1_024
-"""Of one window; of more, evenly chosen ones travel. 40 KB for a full window."""
+"""Of one window; of more, evenly chosen ones travel. 50 KB for a full window."""
 MOST_ENDINGS = 1_024
 _VERSION = 1
 
@@ -58,14 +58,14 @@ def encode_window(router: str, window: Window, *, last: bool) -> bytes:
             failed=window.failed,
             queue_s=window.queue_s,
             waiting=window.waiting,
-            arrival=_f4(window.arrival_s[came] - window.since_s),
-            prompt=_u4(window.prompt_tokens[came]),
-            ended_arrival=_f4(ended.arrival_s[went] - window.since_s),
-            ended_prompt=_u4(ended.prompt_tokens[went]),
-            hit=_u4(ended.hit_tokens[went]),
-            output=_u4(ended.output_tokens[went]),
-            ttft=_f4(ended.ttft_s[went]),
-            tpot=_f4(ended.tpot_s[went]),
+            arrival=_moments(window.arrival_s[came]),
+            prompt=_counts(window.prompt_tokens[came]),
+            ended_arrival=_moments(ended.arrival_s[went]),
+            ended_prompt=_counts(ended.prompt_tokens[went]),
+            hit=_counts(ended.hit_tokens[went]),
+            output=_counts(ended.output_tokens[went]),
+            ttft=_durations(ended.ttft_s[went]),
+            tpot=_durations(ended.tpot_s[went]),
             ok=ended.ok[went].astype("u1").tobytes(),
         )
     )
@@ -80,15 +80,15 @@ def decode_window(wire: bytes) -> tuple[str, Window, bool] | None:
         window = Window(
             since_s=found.since_s,
             until_s=found.until_s,
-            arrival_s=_times(found.arrival) + found.since_s,
-            prompt_tokens=_counts(found.prompt),
+            arrival_s=_read_moments(found.arrival),
+            prompt_tokens=_read_counts(found.prompt),
             ended=Ended(
-                arrival_s=_times(found.ended_arrival) + found.since_s,
-                prompt_tokens=_counts(found.ended_prompt),
-                hit_tokens=_counts(found.hit),
-                output_tokens=_counts(found.output),
-                ttft_s=_times(found.ttft),
-                tpot_s=_times(found.tpot),
+                arrival_s=_read_moments(found.ended_arrival),
+                prompt_tokens=_read_counts(found.ended_prompt),
+                hit_tokens=_read_counts(found.hit),
+                output_tokens=_read_counts(found.output),
+                ttft_s=_read_durations(found.ttft),
+                tpot_s=_read_durations(found.tpot),
                 ok=np.frombuffer(found.ok, "u1").astype(np.bool_),
             ),
             arrivals=found.arrivals,
@@ -110,17 +110,25 @@ def _even(there: int, most: int) -> slice | NDArray[np.int64]:
     return slice(None) if there <= most else np.arange(most) * there // most
 
 
-def _f4(values: NDArray[np.float64]) -> bytes:
+def _moments(values: NDArray[np.float64]) -> bytes:
+    return np.rint(values * 1e6).astype("<i8").tobytes()
+
+
+def _durations(values: NDArray[np.float64]) -> bytes:
     return values.astype("<f4").tobytes()
 
 
-def _u4(values: NDArray[np.int64]) -> bytes:
+def _counts(values: NDArray[np.int64]) -> bytes:
     return np.clip(values, 0, (1 << 32) - 1).astype("<u4").tobytes()
 
 
-def _times(packed: bytes) -> NDArray[np.float64]:
+def _read_moments(packed: bytes) -> NDArray[np.float64]:
+    return np.frombuffer(packed, "<i8") / 1e6
+
+
+def _read_durations(packed: bytes) -> NDArray[np.float64]:
     return np.frombuffer(packed, "<f4").astype(np.float64)
 
 
-def _counts(packed: bytes) -> NDArray[np.int64]:
+def _read_counts(packed: bytes) -> NDArray[np.int64]:
     return np.frombuffer(packed, "<u4").astype(np.int64)
