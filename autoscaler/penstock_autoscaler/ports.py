@@ -41,7 +41,9 @@ class Actuator(Protocol):
         ...
 
     async def carry_out(self, decision: Decision) -> None:
-        """Make what differs so: sizes, then switches, and late replicas replaced. Called for valid decisions only, and only by the holder of the lease."""
+        """Make what differs so: sizes, then switches, and late replicas replaced.
+
+        Called for valid decisions only, and only by the holder of the lease."""
         ...
 
     async def show(self, decision: Decision) -> None:
