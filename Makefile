@@ -65,6 +65,10 @@ bench: dev  ## Measure router, decision, index and P/D beside the figures to rea
 bench-operator: dev programs  ## Measure the operator with 1,000 ModelServices on a real API server (about half an hour)
 	@$(BIN)/python -m benchmarks.operator_scale $(ARGS)
 
+.PHONY: bench-scaling
+bench-scaling: dev  ## Judge the autoscaler in virtual time (ARGS="--traces FOLDER"; see docs/benchmarks.md)
+	@$(BIN)/python -m benchmarks.scaling $(ARGS)
+
 image:  ## Build the container image (Docker, Podman or Buildah); BASE=debian where no registry can be reached
 	@PYTHON="$(PYTHON)" image/build.sh
 

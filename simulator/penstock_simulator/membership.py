@@ -75,7 +75,12 @@ class Membership:
         self._started += 1
         self._epochs[w] += len(self.specs)
         spec = WorkerSpec(
-            id=f"{role.value}-new-{self._started}", role=role, profile=self.specs[w].profile, asked_s=now, ready_s=now + start_s
+            id=f"{role.value}-new-{self._started}",
+            role=role,
+            profile=self.specs[w].profile,
+            declared=self.specs[w].declared,
+            asked_s=now,
+            ready_s=now + start_s,
         )
         self.specs[w], self.left_s[w] = spec, np.nan
         self.number[spec.id] = w
@@ -145,7 +150,7 @@ class Membership:
 
 def _place(number: int, like: WorkerSpec) -> WorkerSpec:
     """A place that nobody has taken yet."""
-    return WorkerSpec(id=f"place-{number}", profile=like.profile, asked_s=math.inf, ready_s=math.inf)
+    return WorkerSpec(id=f"place-{number}", profile=like.profile, declared=like.declared, asked_s=math.inf, ready_s=math.inf)
 
 
 def _endpoint(w: int, spec: WorkerSpec, epoch: int, draining: bool) -> Endpoint:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from penstock_core.endpoint import Role
@@ -98,6 +99,16 @@ def test_the_place_of_a_worker_that_left_is_taken_by_another_with_an_empty_cache
     blocks = script.looked
     assert 0 < blocks[8] < blocks[7] == blocks[6]
     assert 4.0 + found.span_s - 8.0 - 0.1 < found.worker_s[1] < found.span_s - 2.0
+
+
+def test_a_started_worker_declares_what_the_others_declare() -> None:
+    """A wrong profile stays wrong when the fleet grows."""
+    fleet = tuple(msgspec.structs.replace(one, declared=one.profile.at_speed(1.5)) for one in same_workers(1))
+    script = Script({1: [Start(Role.BOTH, 0.0)]})
+    cluster = Cluster(generate(TRAFFIC), Setup(workers=fleet, make_controller=lambda: script, spare_workers=1))
+    cluster.run()
+    declared = {spec.id: spec.declared for spec in cluster._members.specs}
+    assert declared["both-new-1"] == fleet[0].declared
 
 
 @pytest.mark.parametrize(("before", "after"), [("prefill-1", Role.DECODE), ("decode-1", Role.PREFILL), ("prefill-1", Role.BOTH)])
