@@ -65,7 +65,11 @@ PREFILL_FALLBACK = Metric(
     "penstock_router_prefill_fallback_total", "counter", ("reason",), "Prefills done by the decode endpoint after the prefill leg failed."
 )
 ACTIVE = Metric("penstock_router_active_requests", "gauge", (), "Requests being served now.")
-QUEUED = Metric("penstock_router_queued_requests", "gauge", ("model",), "Requests that wait for room now.")
+QUEUED = Metric("penstock_router_queued_requests", "gauge", ("model",), "Requests that wait for room or for a first replica now.")
+HELD = Metric("penstock_router_held_requests", "gauge", ("model",), "Of the queued requests those that wait for a first replica.")
+WAKEABLE = Metric(
+    "penstock_router_wakeable", "gauge", ("model",), "1 while an autoscaler starts a first replica of the model when requests wait for it."
+)
 ENDPOINTS = Metric("penstock_router_endpoints", "gauge", ("model", "role"), "Live endpoints.")
 INDEX_CHUNKS = Metric("penstock_kvindex_chunks", "gauge", ("model",), "Distinct chunks in this process' mirror.")
 INDEX_LAG = Metric("penstock_kvindex_lag_seconds", "gauge", ("model",), "Age of the newest applied batch when it was applied.")

@@ -75,6 +75,7 @@ class Call:
 
     __slots__ = (
         "admitted",
+        "begun",
         "booking",
         "cached_tokens",
         "charged_tokens",
@@ -85,6 +86,7 @@ class Call:
         "explain",
         "first_s",
         "headers",
+        "held_s",
         "message",
         "outcome",
         "placed_s",
@@ -128,6 +130,7 @@ class Call:
         self.admitted = False
         self.charged_tokens = 0.0  # of its tenant's quota
         self.turned: Turned | None = None  # why admission let it not start
+        self.held_s = 0.0  # waited for a first replica of its model
         self.waiting: Waiting | None = None  # from its coming into the line
         self.prompt: PromptKeys | None = None
         self.prompt_tokens = 0  # estimated, then as counted by a worker
@@ -142,6 +145,7 @@ class Call:
         self.prefill_reason = ""
         self.prefill_usage: Usage | None = None
         # dispatch, from the answer
+        self.begun = False  # bytes of an upstream's answer are on their way to the client: no other placement is tried
         self.first_s = 0.0  # loop time of the first content sent to the client; 0: none yet
         self.cached_tokens: int | None = None
         self.usage: Usage | None = None

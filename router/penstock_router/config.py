@@ -111,6 +111,14 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """May wait for room; 0: none ever waits, and nothing is refused for its latency target."""
     queue_timeout_s: float = 30.0
     """Longest wait for room."""
+    held_requests_per_model: int = 256
+    """May wait for a first replica of a model that an autoscaler starts from zero; 0: none does."""
+    hold_s: float = 300.0
+    """Longest wait of a streaming request for a first replica."""
+    hold_whole_s: float = 60.0
+    """The same of a request whose answer comes in one piece: its client hears nothing meanwhile."""
+    hold_comment_s: float = 5.0
+    """Between the comments that a streaming client gets while it waits for a first replica."""
     patience: float = 2.0
     """A sheddable request is refused when its predicted TTFT is more than so many times its target."""
     shed_up_to_priority: int = 0
@@ -178,6 +186,10 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "active_requests_per_model": (1, 1_000_000, "requests"),
     "queued_requests_per_model": (0, 1_000_000, "requests"),
     "queue_timeout_s": (0.1, 3_600, "seconds"),
+    "held_requests_per_model": (0, 1_000_000, "requests"),
+    "hold_s": (0.1, 86_400, "seconds"),
+    "hold_whole_s": (0.1, 86_400, "seconds"),
+    "hold_comment_s": (0.05, 600, "seconds"),
     "patience": (1, 1_000, "times the target"),
     "shed_up_to_priority": (-101, 100, ""),
     "drain_s": (0, 86_400, "seconds"),

@@ -95,6 +95,8 @@ class Deliverer:
                 raise LegFailed(endpoint, "garbage", f"answered {response.status} with a body that is no JSON object")
             if call.prefill_usage is not None:
                 body = merge_usage(body, call.prefill_usage)
+        if call.exchange.started:  # with comments, while the client of a stream waited for a first replica
+            raise LegFailed(endpoint, "garbage", "answered whole where a stream was asked for")
         call.outcome = Outcome.OK
         call.exchange.respond(response.status, client_headers(call, response.headers), body)
 
@@ -109,14 +111,14 @@ class Deliverer:
         if result.ending is Ending.CLIENT_GONE:
             call.outcome = Outcome.CLIENT_GONE
         elif result.error is not None:
-            if not exchange.started:
+            if not call.begun:
                 _cancel_when_client_leaves(call)
                 raise self._legs.failure(call, endpoint, result.error)
             late = asyncio.get_running_loop().time() >= call.deadline_s
             message = out_of_time(call).message if late else "the answer broke off: the upstream failed"
             await self._break_off(call, Outcome.DEADLINE_EXCEEDED if late else Outcome.UPSTREAM_FAILED, message)
             call.message = f"{message} ({result.error})"  # for the log: what an upstream is called and says is not the client's
-        elif not exchange.started:
+        elif not call.begun:
             _cancel_when_client_leaves(call)
             raise LegFailed(endpoint, "garbage", "answered an empty stream")
         elif generation and not framed and not tap.ended_with_done:

@@ -28,10 +28,11 @@ from penstock_router.dispatch import Dispatch
 from penstock_router.endpoints import Directory
 from penstock_router.given import model_card, models_body
 from penstock_router.head import Head, read_head, slo_of
+from penstock_router.holding import Holding
 from penstock_router.keys import KeyRing, priority_of, tenant_salt
 from penstock_router.length_classes import class_of
 from penstock_router.metrics import UNKNOWN_MODEL, Figures
-from penstock_router.openai import CAPABILITIES, error_body, parse
+from penstock_router.openai import CAPABILITIES, error_body, error_event, event_of_error, parse
 from penstock_router.prefixes import PromptKeys
 from penstock_router.scheduling import Ask
 
@@ -96,6 +97,7 @@ class Director:
         self._secrets = secrets
         self._directory = directory
         self._dispatch = dispatch
+        self._holding = Holding(config)
         self._admission = admission
         self._keys = keys
         self._figures = figures
@@ -117,7 +119,10 @@ class Director:
         except Answered as answered:
             call.outcome = _PASSED_ON_OUTCOMES.get(answered.status, Outcome.BAD_REQUEST)
             call.message = f"{answered}"
-            exchange.respond(answered.status, client_headers(call, answered.headers), answered.body)
+            if exchange.started:
+                exchange.finish(event_of_error(answered.body))
+            else:
+                exchange.respond(answered.status, client_headers(call, answered.headers), answered.body)
         except Exception as error:
             log.exception("request failed inside the router", extra={"facts": {"request_id": call.request_id.decode("latin-1")}})
             self._refuse(call, Ended(Outcome.UPSTREAM_FAILED, f"the router failed on this request ({type(error).__name__})", status=500))
@@ -155,8 +160,11 @@ class Director:
         if call.turned is not None:
             raise Ended(call.turned.outcome, call.turned.message, retry_after_s=call.turned.retry_after_s)
         call.admitted = True
+        if not call.served.serving and call.served.wakeable:
+            await self._holding.until_served(call)
         ask = self._ask(call, adapter)
-        waiting = call.waiting = Waiting(ask, Claim(tenant.tenant, tenant.weight, call.priority), call.received_s)
+        waiting = call.waiting = Waiting(ask, Claim(tenant.tenant, tenant.weight, call.priority), call.received_s + call.held_s)
+        waiting.held = call.held_s > 0.0
         await self._dispatch.run(call, waiting)
 
     def _ask(self, call: Call, adapter: str) -> Ask:
@@ -221,7 +229,10 @@ class Director:
         call.outcome = ended.outcome
         call.message = f"{ended.message} ({ended.detail})" if ended.detail else ended.message
         if call.exchange.started:
-            call.exchange.abort()
+            if call.begun:
+                call.exchange.abort()
+            else:  # a stream that has been told to wait, and has no other way to hear of it
+                call.exchange.finish(error_event(ended.outcome, ended.message))
             return
         headers = [_JSON, (b"x-request-id", call.request_id)]
         if ended.retry_after_s is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
 from penstock_core import compiled_hash
-from penstock_core.endpoint import Endpoint, WorkerRecord
+from penstock_core.endpoint import Endpoint, Role, WorkerRecord
 from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_dataplane.client import Client, Origin
 from penstock_dataplane.errors import UpstreamError
@@ -86,6 +86,14 @@ class Served:
         self.turn = turn
         self.ratio = TokenRatio()
         self.live: tuple[Endpoint, ...] = ()
+        self.serving = False
+        """Some endpoint can take a whole request."""
+        self.came = asyncio.Event()
+        """Set while `serving`."""
+        self.wakeable = False
+        """An autoscaler starts a first replica when requests wait for one."""
+        self.held = 0
+        """Requests that wait for a first replica."""
         self.adapters: frozenset[str] = frozenset()
         self.answered_s: dict[str, float] = {}
         """Endpoint id to when it last answered a request (loop time): liveness while Redis is away."""
@@ -125,7 +133,7 @@ class Served:
             self._apply(now)
 
     def live_by_role(self) -> dict[str, int]:
-        roles: dict[str, int] = {}
+        roles = {Role.DECODE.value: 0}  # nothing that decodes is a figure too: an alert asks for it
         for one in self.live:
             roles[one.record.role.value] = roles.get(one.record.role.value, 0) + 1
         return roles
@@ -140,8 +148,8 @@ class Served:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for room."""
-        return self.turn.waiting
+        """Requests that wait for room or for a first replica."""
+        return self.turn.waiting + self.held
 
     @property
     def chunks(self) -> int:
@@ -157,7 +165,13 @@ class Served:
 
     def _apply(self, now: float) -> None:
         self.live = tuple(one for one in self._snapshot.values() if one.id not in self._suspects)
-        self.adapters = frozenset(name for one in self.live for name in one.record.adapters)
+        if self.live or not self.wakeable:  # asleep it still has the adapters it had
+            self.adapters = frozenset(name for one in self.live for name in one.record.adapters)
+        self.serving = any(one.record.role.decodes and not one.draining for one in self.live)
+        if self.serving:
+            self.came.set()
+        else:
+            self.came.clear()
         self.scheduler.set_endpoints(self.live, now)
 
 
@@ -234,17 +248,17 @@ class Directory:
         return None
 
     def listing(self) -> Iterator[tuple[str, str | None]]:
-        """Every model and adapter with a live endpoint, and for an adapter the model below it."""
+        """Every model and adapter with a live endpoint or one that comes when asked for, and for an adapter the model below it."""
         for served in self.models.values():
-            if served.live:
+            if served.live or served.wakeable:
                 yield served.name, None
                 for adapter in sorted(served.adapters):
                     yield adapter, served.name
 
     @property
     def ready(self) -> bool:
-        """Some model has a live endpoint, and every index that is followed has been read."""
-        return self.warm and any(each.live for each in self.models.values())
+        """Some model has a live endpoint or gets one when asked for, and every index that is followed has been read."""
+        return self.warm and any(each.live or each.wakeable for each in self.models.values())
 
     @property
     def warm(self) -> bool:

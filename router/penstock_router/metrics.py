@@ -75,7 +75,11 @@ class ModelGauges(Protocol):
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for room."""
+        """Requests that wait for room or for a first replica."""
+
+    held: int
+    """Of them, for a first replica."""
+    wakeable: bool
 
     @property
     def chunks(self) -> int: ...
@@ -178,6 +182,8 @@ class RouterCollector(Collector):
     def _gauges(self, gauges: list[ModelGauges]) -> Iterator[Family]:
         yield _gauge(metric_names.ENDPOINTS, (((each.name, role), n) for each in gauges for role, n in each.live_by_role().items()))
         yield _gauge(metric_names.QUEUED, (((each.name,), each.waiting) for each in gauges))
+        yield _gauge(metric_names.HELD, (((each.name,), each.held) for each in gauges))
+        yield _gauge(metric_names.WAKEABLE, (((each.name,), float(each.wakeable)) for each in gauges))
         yield _gauge(metric_names.INDEX_CHUNKS, (((each.name,), each.chunks) for each in gauges))
         yield _gauge(metric_names.INDEX_LAG, (((each.name,), each.lag_s) for each in gauges if each.lag_s is not None))
         yield from _learned(gauges)

@@ -349,4 +349,9 @@ def error_body(outcome: Outcome, message: str, param: str | None = None) -> byte
 
 def error_event(outcome: Outcome, message: str) -> bytes:
     """The SSE event that ends a stream which broke after its first byte."""
-    return b"event: error\ndata: " + error_body(outcome, message) + b"\n\n"
+    return event_of_error(error_body(outcome, message))
+
+
+def event_of_error(body: bytes) -> bytes:
+    """An error body, an upstream's own too, as the SSE event that ends a stream."""
+    return b"event: error\n" + b"".join(b"data: " + line + b"\n" for line in body.splitlines()) + b"\n"

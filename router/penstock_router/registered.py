@@ -6,6 +6,7 @@ whether workers live while their leases do not count. `app` makes the source, `e
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from penstock_core.endpoint import Endpoint, WorkerRecord
 from penstock_core.errors import IndexUnavailable
@@ -198,15 +199,18 @@ class RegisteredSource:
             await each.aclose()
 
     async def _look(self) -> None:
-        """Until cancelled: follow what is announced, leave what is announced no more and has no worker; follow the targets.
+        """Until cancelled: follow what is announced, leave what is announced no more and has no worker; follow targets, and who is woken.
         Redis away changes nothing."""
         models = ServedModels(self.config.redis_url)
         away = False
         try:
             while True:
                 try:
+                    wakeable = frozenset(await models.wakeable())
                     if not self.config.models:
-                        await self._follow_only(await models.names())
+                        await self._follow_only(sorted(wakeable.union(await models.names())))
+                    for name, each in self._following.items():
+                        each.served.wakeable = name in wakeable
                     await self._follow_targets(models)
                     self._looked, away = True, False
                 except IndexUnavailable as error:
@@ -217,7 +221,7 @@ class RegisteredSource:
         finally:
             await models.aclose()
 
-    async def _follow_only(self, names: tuple[str, ...]) -> None:
+    async def _follow_only(self, names: Sequence[str]) -> None:
         for name in names:
             if name in self._following or name in self._refused:
                 continue

@@ -71,7 +71,8 @@ class StreamTap:
 
     def _first(self, data: bytes, now: float) -> None:
         call = self._call
-        if not call.exchange.started:
+        call.begun = True
+        if not call.exchange.started:  # it is, where the client was told to wait for a first replica
             call.exchange.start(self._status, self._headers)
         if data[0] == _COMMENT and b"data:" not in data:
             return  # a keep-alive comment: the first byte, but no token

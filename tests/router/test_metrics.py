@@ -14,6 +14,8 @@ class Gauges:
     name = "m"
     chunks = 7
     waiting = 3
+    held = 2
+    wakeable = True
     lag_s = 0.25
     profiles = ()
     lengths = LengthClasses()

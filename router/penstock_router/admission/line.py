@@ -35,6 +35,8 @@ class Waiting(Place):
     declined: Declined | None = None
     """Why it did not start when last looked at."""
     waited = False
+    held = False
+    """It has waited for a first replica: its target is lost, and it is not shed for that."""
     give_up_s = math.inf
     work_s = 0.0
 
@@ -77,12 +79,11 @@ class Line:
     def arrive(self, requests: Sequence[Waiting], now: float) -> list[Waiting]:
         """The requests of one turn. Gives those whose fate is decided, others that had been waiting included."""
         settled: list[Waiting] = []
-        shed = self._limits.shed_up_to_priority
         order = self._scheduler.order([one.ask for one in requests]) if len(requests) > 1 else (0,)
         for at in order:
             one = requests[at]
             if not self._queue.count and self.started < self._limits.started:
-                stance = Stance.TIMELY if one.claim.priority <= shed else Stance.OWED
+                stance = Stance.TIMELY if self._sheddable(one) else Stance.OWED
                 if self._try(one, stance, now):
                     settled.append(one)
                     continue
@@ -143,11 +144,14 @@ class Line:
         return False
 
     def _stance(self, one: Waiting) -> Stance:
-        if one.claim.priority > self._limits.shed_up_to_priority:
+        if not self._sheddable(one):
             return Stance.OWED
         if one.late:
             return Stance.LATE
         return Stance.CROWDED if self._queue.count > 1 else Stance.TIMELY
+
+    def _sheddable(self, one: Waiting) -> bool:
+        return one.claim.priority <= self._limits.shed_up_to_priority and not one.held
 
     def _try(self, one: Waiting, stance: Stance, now: float) -> bool:
         """Let the scheduler place it. True when its fate is decided; else `declined` says what is in the way."""
@@ -187,7 +191,7 @@ class Line:
             one.work_s = self._pace.work_s(one.cost)
         else:
             self._pace.judged(declined.work_s, one.cost, declined.endpoints)
-        if one.claim.priority <= limits.shed_up_to_priority:
+        if self._sheddable(one):
             most_s = limits.patience * target_s + (one.work_s if one.work_s > target_s else 0.0)
             expected_s = self._expected_s(one, now)
             if expected_s > most_s:
