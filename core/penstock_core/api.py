@@ -21,6 +21,7 @@ from penstock_core.api_parts import (
     PoolName,
     Replicas,
     Rollout,
+    Scaling,
     Sized,
     Slo,
     Text,
@@ -98,6 +99,13 @@ _ONE_POD = "{0}.parallelism.tensor * {0}.parallelism.pipeline == (has({0}.accele
 _ONE_POD_MESSAGE = "engine.host Process serves replicas of one Pod: set accelerator.count to tensor × pipeline, or engine.host to Ray"
 
 
+_RANKS_AT_LEAST = "(has(p.autoscaling) ? p.autoscaling.minReplicas * p.parallelism.tensor * p.parallelism.pipeline : 0)"
+_BUDGET_FITS = Rule(
+    f"!has(self.scaling.maxAccelerators) || self.pools.map(p, {_RANKS_AT_LEAST}).sum() <= self.scaling.maxAccelerators",
+    "scaling.maxAccelerators is less than the minReplicas of the pools take: raise it or lower them",
+)
+
+
 class _Served(Part):
     """What a ModelService hands down to each WorkerPool as it stands."""
 
@@ -127,7 +135,10 @@ class ModelServiceSpec(_Served):
         _WEIGHTS_NAMED,
         _CONNECTOR_FITS,
         Rule(f"self.engine.host == 'Ray' || self.pools.all(p, {_ONE_POD.format('p')})", _ONE_POD_MESSAGE),
+        _BUDGET_FITS,
     )
+    scaling: Scaling = Scaling()
+    """How the autoscaler goes about the pools that have bounds."""
     pools: Annotated[tuple[Pool, ...], Field(min_length=1, max_length=MOST_POOLS)] = Field(
         json_schema_extra=list_map(
             "name", Rule("self.exists(p, p.role != 'Prefill')", "nothing would decode: add a pool with role Decode or Both")

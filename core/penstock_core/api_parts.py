@@ -202,9 +202,21 @@ class Autoscaling(Part):
         Rule("self.minReplicas <= self.maxReplicas", "minReplicas must be at most maxReplicas: lower the one or raise the other")
     )
     min_replicas: Replicas = 1
-    """Never fewer replicas than this."""
+    """Never fewer replicas than this. 0: without traffic none; routers hold the first requests until a replica has started."""
     max_replicas: Annotated[int, Field(ge=1, le=MOST_REPLICAS)]
     """Never more replicas than this."""
+
+
+class Scaling(Part):
+    """How Penstock's autoscaler goes about the pools that have bounds."""
+
+    paused: bool = False
+    """Sizes stay as they are until this is false again."""
+    max_accelerators: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Budget of all pools with bounds together, tensor × pipeline of each replica. Absent: the bounds alone."""
+    manual_hold_seconds: int = Field(default=1_800, ge=0, le=604_800)
+    """How long a size within the bounds that somebody has set by hand stays before the autoscaler goes on. One out of the bounds
+    stays for good."""
 
 
 class Parallelism(Part):

@@ -202,7 +202,7 @@ def _pools(
         removals=tuple({removal.uid: removal for removal in removals}.values()),
         drains=tuple(drains),
         ask=tuple((gang.leader.uid, worker_url(gang.leader)) for gang in ask if gang.leader is not None),
-        status=service_status(observed, views, [verdict, *_verdicts(observed, spec.pools, views, progress)], config.router_url, now),
+        status=service_status(observed, views, [verdict, *_verdicts(observed, spec, views, progress)], config.router_url, now),
         pool_statuses=pool_statuses(observed, {name: (want.pool, want.template) for name, want in wanted.items()}, views, now),
         after_s=max(0.0, min(due) - now) if due else None,
     )
@@ -368,14 +368,14 @@ def _spec_verdict(observed: Observed) -> Verdict:
     return Verdict(SPEC_VALID, True, "Accepted")
 
 
-def _verdicts(observed: Observed, pools: Iterable[Pool], views: Mapping[str, rollout.PoolView], progress: Progress) -> list[Verdict]:
+def _verdicts(observed: Observed, spec: ModelServiceSpec, views: Mapping[str, rollout.PoolView], progress: Progress) -> list[Verdict]:
     registered = registered_verdict(observed.registered) if observed.registered is not None else said_before(observed, REGISTERED)
     found = [
         pools_verdict(views),
         progress.verdict,
         draining_verdict(observed),
         registered,
-        scaling_verdict(pools, views),
-        ready_verdict(views),
+        scaling_verdict(spec, views),
+        ready_verdict(views, asleep=all(pool.autoscaling is not None and pool.autoscaling.min_replicas == 0 for pool in spec.pools)),
     ]
     return [verdict for verdict in found if verdict is not None]

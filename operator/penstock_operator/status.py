@@ -3,9 +3,10 @@
 `plan` builds them last, from what it saw. Pure: the same observation gives the same bytes, so an unchanged state writes nothing.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from penstock_core.api import ModelServiceSpec
 from penstock_core.api_parts import Pool
 from penstock_core.api_terms import PoolRole
 
@@ -110,11 +111,13 @@ def _some(names_: Sequence[str]) -> str:
     return ", ".join(names_[:5]) + (" and others" if len(names_) > 5 else "")
 
 
-def scaling_verdict(pools: Iterable[Pool], views: Mapping[str, PoolView]) -> Verdict:
-    """Whether the autoscaler sizes the pools that name it. A size out of bounds, 0 too, is somebody's own: it lets go of these."""
-    bounds = {pool.name: pool.autoscaling for pool in pools if pool.autoscaling is not None}
+def scaling_verdict(spec: ModelServiceSpec, views: Mapping[str, PoolView]) -> Verdict:
+    """Whether the autoscaler may size the pools that name it. A size out of bounds is somebody's own: it lets go of these."""
+    bounds = {pool.name: pool.autoscaling for pool in spec.pools if pool.autoscaling is not None}
     if not bounds:
         return Verdict(SCALING_ACTIVE, False, "NotConfigured", "no pool has autoscaling: sizes change by hand only")
+    if spec.scaling.paused:
+        return Verdict(SCALING_ACTIVE, False, "Paused", "scaling.paused is true: sizes stay as they are until it is false again")
     sizes = {name: views[name].desired for name in bounds}
     off = [name for name, size in sizes.items() if size == 0 and bounds[name].min_replicas > 0]
     if off:
@@ -131,11 +134,13 @@ def said_before(observed: Observed, type_: str) -> Verdict | None:
     return Verdict(type_, holds, condition.get("reason", ""), condition.get("message", "")) if condition else None
 
 
-def ready_verdict(views: Mapping[str, PoolView]) -> Verdict:
-    """Whether every pool of which something is wanted serves."""
+def ready_verdict(views: Mapping[str, PoolView], *, asleep: bool = False) -> Verdict:
+    """Whether every pool of which something is wanted serves. `asleep`: with none wanted a request makes the autoscaler start one."""
     silent = [name for name, view in views.items() if view.desired > 0 and view.serving == 0]
     if silent:
         return Verdict(READY, False, "PoolNotServing", f"no replica serves in: {', '.join(silent)}")
+    if asleep and not any(view.desired for view in views.values()):
+        return Verdict(READY, True, "Asleep", "scaled to 0, as the bounds allow: the autoscaler starts a replica when a request comes")
     if not any(view.desired for view in views.values()):
         return Verdict(READY, False, "ScaledToZero", "every pool is scaled to 0")
     return Verdict(READY, True, "Serving")

@@ -33,6 +33,7 @@ def test_the_least_one_can_write_is_filled_with_defaults(control_plane: ControlP
         "slo": {"ttftMilliseconds": 500, "itlMilliseconds": 50, "attainmentPercent": 95},
         "transfer": {"claimSeconds": 30},
         "rollout": {"maxUnavailable": 0, "maxSurge": 1, "progressDeadlineSeconds": 600, "paused": False},
+        "scaling": {"paused": False, "manualHoldSeconds": 1800},
         "drain": {"deadlineSeconds": 300},
         "pools": [{"name": "all", "role": "Both", "replicas": 1, "parallelism": {"tensor": 1, "pipeline": 1}, "podTemplate": {}}],
     }

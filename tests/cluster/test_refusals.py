@@ -42,6 +42,11 @@ WRONG: list[tuple[str, Object, str]] = [
         service(pools=pools(autoscaling={"minReplicas": 5, "maxReplicas": 2})),
         "spec.pools[1].autoscaling: Invalid value: minReplicas must be at most maxReplicas",
     ),
+    (
+        "a budget below the lower bounds",
+        service(pools=pools(autoscaling={"minReplicas": 3, "maxReplicas": 4}, parallelism={"tensor": 2}), scaling={"maxAccelerators": 5}),
+        "scaling.maxAccelerators is less than the minReplicas of the pools take: raise it or lower them",
+    ),
     ("no upper bound", service(pools=pools(autoscaling={"minReplicas": 5})), "spec.pools[1].autoscaling.maxReplicas: Required value"),
     (
         "a gang that does not divide",

@@ -38,6 +38,28 @@ def test_scaling_is_active_within_the_bounds(replicas: int, said: tuple[str, str
     assert scaling(cluster) == said
 
 
+def test_a_pause_is_told() -> None:
+    """Whatever the sizes."""
+    decode = {"name": "decode", "role": "Decode", "autoscaling": {"maxReplicas": 4}}
+    assert scaling(at_rest(pools=[decode], scaling={"paused": True})[0]) == ("False", "Paused")
+
+
+def test_asleep_within_its_bounds_is_ready_and_scaled_to_zero_by_hand_is_not() -> None:
+    """Where one pool must have a replica, no request wakes the other."""
+    for least, said in ((0, ("True", "Asleep")), (1, ("False", "ScaledToZero"))):
+        pools = [
+            {"name": "prefill", "role": "Prefill", "autoscaling": {"minReplicas": least, "maxReplicas": 2}},
+            {"name": "decode", "role": "Decode", "autoscaling": {"minReplicas": 0, "maxReplicas": 2}},
+        ]
+        cluster, operator = at_rest(pools=pools)
+        for name in ("llama-prefill", "llama-decode"):
+            cluster.edit(WORKER_POOL, name, lambda raw: raw["spec"].update(replicas=0))
+        operator.settle()
+        conditions = cluster.objects[MODEL_SERVICE, "llama"]["status"]["conditions"]
+        assert [(one["status"], one["reason"]) for one in conditions if one["type"] == "Ready"] == [said]
+        assert scaling(cluster) == (("True", "WithinBounds") if least == 0 else ("False", "ScaledToZero"))
+
+
 def test_scaling_by_hand_only_is_no_autoscaling() -> None:
     """No pool names bounds."""
     assert scaling(at_rest()[0]) == ("False", "NotConfigured")
