@@ -17,6 +17,7 @@ from typing import Any
 from penstock_cli.router import settle_memory
 from penstock_core.compiled_hash import CompiledHasher
 from penstock_core.endpoint import Endpoint
+from penstock_core.errors import Outcome
 from penstock_core.facts import HEADER as FACTS_HEADER
 from penstock_core.facts import decode_facts
 from penstock_core.kv_events import KvBatch
@@ -37,6 +38,7 @@ from penstock_router.openai import parse, read_usage
 from penstock_router.prefixes import PromptKeys
 from penstock_router.registered import MirrorCache
 from penstock_router.scheduling import Ask
+from penstock_router.tally import Tally
 
 from benchmarks.bodies import API_KEY, BODIES, MODEL, chat_body, http_request
 from benchmarks.mock_registration import held_keys, record_of
@@ -141,7 +143,14 @@ def world(policy: str, workers: int, held: int, folder: Path) -> tuple[Router, S
         assert booking is not None
         booking.first_token(now)
     upstreams(router, endpoints)
+    served.tally = Tally()  # as where a Redis is followed
     return router, served
+
+
+def tallied(tally: Tally) -> None:
+    """What noting a request's arrival and end for autoscalers appends."""
+    tally.arrivals.append((1.0, 1_000))
+    tally.endings.append((1.0, 1_000, 0, 64, 1.0, 1.0, 1.0, Outcome.OK))
 
 
 def pieces(router: Router, served: Served, body_bytes: int) -> dict[str, Callable[[], Any]]:
@@ -175,6 +184,7 @@ def pieces(router: Router, served: Served, body_bytes: int) -> dict[str, Callabl
         "decode_facts": lambda: decode_facts(facts),
         "read_usage": lambda: read_usage(answer),
         "read_head": lambda: read_head(head, rng, forward_authorization=False),
+        "tally, arrival and end": lambda: tallied(served.tally or Tally()),
         "tenant_of": lambda: router.keys.tenant_of(head[1][1]),
     }
 
@@ -199,6 +209,7 @@ async def measure(name: str, policy: str, workers: int, held: int, body_bytes: i
         loads = {"whole request": Load(router.server, body_bytes), "connection and an empty handler": Load(Server(at_once), body_bytes)}
         samples: dict[str, list[float]] = {}
         for repeat in range(repeats + 1):
+            served.tally = Tally()  # a window's worth at a time
             found = {what: await load.run(requests) for what, load in loads.items()}
             found |= {what: timed(piece, requests) for what, piece in pieces(router, served, body_bytes).items()}
             for what, us in found.items():

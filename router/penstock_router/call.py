@@ -103,6 +103,7 @@ class Call:
         "served",
         "session",
         "slo",
+        "tallied",
         "tenant",
         "tried",
         "turned",
@@ -128,6 +129,7 @@ class Call:
         self.session: str | None = None
         self.explain = False
         self.admitted = False
+        self.tallied = False  # its arrival was noted, so its end will be
         self.charged_tokens = 0.0  # of its tenant's quota
         self.turned: Turned | None = None  # why admission let it not start
         self.held_s = 0.0  # waited for a first replica of its model

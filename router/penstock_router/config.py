@@ -153,6 +153,8 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long a prompt placed on an endpoint given by hand is believed cached there."""
     speculative_s: float = 5.0
     """How long a booked chunk counts as held before a KV event confirms it."""
+    traffic_window_s: float = 5.0
+    """What autoscalers are told of a model's requests covers so long; the same in all routers of a fleet."""
 
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
@@ -209,6 +211,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "given_kv_tokens": (1_000, 1_000_000_000, "tokens"),
     "given_entry_s": (1, 86_400, "seconds"),
     "speculative_s": (0.1, 600, "seconds"),
+    "traffic_window_s": (0.2, 60, "seconds"),
 }
 """What is allowed for each number: lowest, highest, unit."""
 

@@ -154,6 +154,9 @@ class Director:
         call.explain, call.session = head.explain, head.session
         now = asyncio.get_running_loop().time()
         call.prompt_tokens = max(1, int(len(call.chat.canonical) * call.served.ratio.value))
+        if call.served.tally is not None:
+            call.served.tally.arrivals.append((call.received_s, call.prompt_tokens))
+            call.tallied = True
         if tenant.tokens_per_minute:
             call.charged_tokens = call.prompt_tokens + call.served.lengths.expected_tokens(None, call.chat.max_tokens)
         call.turned = self._admission.admit(tenant, call.charged_tokens, now)
@@ -258,6 +261,8 @@ class Director:
         elif hasattr(call, "served"):
             name = call.served.name
         self._measure(call, name)
+        if call.tallied:
+            self._tally(call, now)
         if call.outcome not in _QUIET:
             self._log(call, name, now)
         if (call.placement is not None or call.turned is not None) and self._config.decisions_kept:
@@ -290,6 +295,14 @@ class Director:
             cached = _cached(call)
             if cached is not None:
                 figures.hit_error.observe((cached - placement.hit_tokens) / call.prompt_tokens)
+
+    def _tally(self, call: Call, now: float) -> None:
+        """For autoscalers; see `tally.Ending`."""
+        tally, usage, placement = call.served.tally, call.usage, call.placement
+        if tally is not None:
+            hit = call.cached_tokens if call.cached_tokens is not None else placement.hit_tokens if placement is not None else 0
+            output = usage.completion_tokens if usage is not None else 0
+            tally.endings.append((call.received_s, call.prompt_tokens, hit, output, call.placed_s, call.first_s, now, call.outcome))
 
     def _log(self, call: Call, name: str, now: float) -> None:
         facts = {

@@ -22,6 +22,7 @@ from penstock_router.length_classes import LengthClasses
 from penstock_router.metrics import Figures
 from penstock_router.prefixes import PrefixCache
 from penstock_router.scheduling import Options, Scheduler
+from penstock_router.tally import Tally
 from penstock_router.turn import Turn
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class Served:
         """Penstock workers, found in the registry: they get the fleet's token; servers given by hand never do."""
         self.turn = turn
         self.ratio = TokenRatio()
+        self.tally: Tally | None = None
+        """Where requests are noted for autoscalers; None: nobody is told of them."""
         self.live: tuple[Endpoint, ...] = ()
         self.serving = False
         """Some endpoint can take a whole request."""

@@ -7,6 +7,7 @@ whether workers live while their leases do not count. `app` makes the source, `e
 import asyncio
 import logging
 from collections.abc import Sequence
+from secrets import token_hex
 
 from penstock_core.endpoint import Endpoint, WorkerRecord
 from penstock_core.errors import IndexUnavailable
@@ -20,11 +21,13 @@ from penstock_kvindex.mirror import Mirror
 from penstock_kvindex.models import ServedModels
 from penstock_kvindex.redis import RedisIndex
 from penstock_kvindex.tail import Follower
+from penstock_kvindex.windows import Windows
 
 from penstock_router.config import RouterConfig, Secrets, ServedModel
 from penstock_router.endpoints import Directory, IndexView, Served
 from penstock_router.legs import origin_of
 from penstock_router.prefixes import Found, PromptKeys
+from penstock_router.traffic import TrafficPublisher
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +139,10 @@ class _Following:
             clock=asyncio.get_running_loop().time,
         )
         self.served.index = FollowedIndex(self.follower)
+        self.windows = Windows(config.redis_url, model.name)
+        self.traffic = TrafficPublisher(self.served, self.windows, router=source.name, window_s=config.traffic_window_s)
         loop = asyncio.get_running_loop()
-        self.tasks = [loop.create_task(self.follower.run()), loop.create_task(self.liveness.run())]
+        self.tasks = [loop.create_task(one.run()) for one in (self.follower, self.liveness, self.traffic)]
 
     def _take(self, endpoints: tuple[Endpoint, ...]) -> None:
         now = asyncio.get_running_loop().time()
@@ -161,6 +166,8 @@ class _Following:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.traffic.end()
+        await self.windows.aclose()
         await self.index.aclose()
 
 
@@ -170,6 +177,8 @@ class RegisteredSource:
     def __init__(self, config: RouterConfig, secrets: Secrets, directory: Directory, client: Client) -> None:
         self.config = config
         self.directory = directory
+        self.name = token_hex(8)
+        """Of this process among all routers."""
         self._client = client
         self._headers = [(TOKEN_HEADER, secrets.fleet_token.encode())] if secrets.fleet_token else []
         self._following: dict[str, _Following] = {}

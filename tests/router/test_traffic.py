@@ -1,0 +1,172 @@
+"""What routers tell autoscalers: every request once, as what it was, and all routers together; a real Redis under it."""
+
+import asyncio
+import math
+import os
+import signal
+
+import numpy as np
+from penstock_core.errors import Outcome
+from penstock_core.traffic import Window, joined
+from penstock_dataplane.client import Origin
+from penstock_kvindex.redis import RedisIndex
+from penstock_kvindex.windows import Windows
+from penstock_router.app import Router
+from penstock_router.config import RouterConfig, ServedModel
+from penstock_router.tally import MOST_KEPT, Ending, Tally
+
+from tests.router.conftest import refuses
+from tests.router.test_registered import SECRETS, record, start_router
+
+WINDOW_S = 0.2
+
+
+def ended(received_s: float, outcome: Outcome, **fields: float) -> Ending:
+    plain = {"prompt_tokens": 100, "hit_tokens": 40, "output_tokens": 11, "placed_s": received_s + 0.5, "first_s": received_s + 1.0}
+    return Ending(received_s=received_s, ended_s=received_s + 3.0, outcome=outcome, **{**plain, **fields})  # type: ignore[arg-type]
+
+
+def test_a_window_counts_what_says_something_of_the_fleet() -> None:
+    """Served, turned away and failed requests, and those whose clients waited in vain; not what clients got wrong."""
+    tally = Tally()
+    tally.endings += [
+        ended(1.0, Outcome.OK),
+        ended(2.0, Outcome.SHED, placed_s=0.0, first_s=0.0, output_tokens=0),
+        ended(3.0, Outcome.UPSTREAM_FAILED, first_s=0.0),
+        ended(4.0, Outcome.BAD_REQUEST, placed_s=0.0, first_s=0.0),
+        ended(5.0, Outcome.CLIENT_GONE),
+        ended(6.0, Outcome.CLIENT_GONE, first_s=0.0),
+        ended(7.0, Outcome.OK, first_s=0.0),
+    ]
+    window = tally.cut(100.0, 110.0, 100.0, waiting=3, ttft_s=2.0)
+    assert (window.endings, window.shed, window.failed, window.waiting) == (5, 1, 1, 3)
+    np.testing.assert_allclose(window.ended.arrival_s, [101, 102, 103, 106, 107])
+    np.testing.assert_array_equal(window.ended.ok, [True, False, False, False, True])
+    np.testing.assert_allclose(window.ended.ttft_s, [1.0, math.nan, math.nan, math.nan, math.nan])
+    np.testing.assert_allclose(window.ended.tpot_s, [0.2, math.nan, math.nan, math.nan, math.nan])
+    assert window.queue_s == 5 * 0.5
+    assert tally.endings == []
+
+
+def test_what_comes_after_the_windows_end_is_the_next_ones() -> None:
+    """Two cuts share out the arrivals, none twice and none lost."""
+    tally = Tally()
+    tally.arrivals += [(float(at), 10 + at) for at in range(10)]
+    first, second = (tally.cut(*edges, 0.0, waiting=0, ttft_s=2.0) for edges in ((0.0, 4.0), (4.0, 20.0)))
+    assert (first.arrivals, second.arrivals) == (4, 6)
+    np.testing.assert_array_equal(first.prompt_tokens, [10, 11, 12, 13])
+    np.testing.assert_array_equal(second.arrival_s, np.arange(4, 10))
+
+
+def test_of_very_many_requests_an_even_sample_is_kept() -> None:
+    """The counts stay those of all."""
+    tally = Tally()
+    tally.arrivals += [(at / 1_000, 5) for at in range(50_000)]
+    tally.endings += [ended(at / 1_000, Outcome.OK) for at in range(50_000)]
+    window = tally.cut(0.0, 50.0, 0.0, waiting=0, ttft_s=2.0)
+    assert (window.arrivals, window.endings, len(window.arrival_s), len(window.ended.ok)) == (50_000, 50_000, MOST_KEPT, MOST_KEPT)
+    assert np.diff(window.arrival_s).max() < 0.06
+
+
+async def read_until(windows: Windows, since_s: float, arrivals: int, endings: int) -> Window:
+    """Read on as an autoscaler does until so many have been told of; all that was read, as one."""
+    read: list[Window] = []
+    async with asyncio.timeout(50):
+        while sum(one.arrivals for one in read) < arrivals or sum(one.endings for one in read) < endings:
+            _, window = await windows.since(since_s)
+            if window is not None:
+                assert window.since_s >= since_s
+                since_s = window.until_s
+                read.append(window)
+            await asyncio.sleep(WINDOW_S / 4)
+    return joined(read)
+
+
+def test_two_routers_add_up(play, redis_url, unused_model):
+    """Each request is in the sum once, with its tokens and times; endings are found again by their arrival."""
+
+    async def scenario(world):
+        a = await world.upstream("a")
+        index, windows = RedisIndex(redis_url, unused_model), Windows(redis_url, unused_model)
+        config = RouterConfig(port=0, redis_url=redis_url, models=(ServedModel(name=unused_model),), traffic_window_s=WINDOW_S)
+        other = Router(config, SECRETS)
+        try:
+            since_s = await windows.clock()
+            await index.register(record(a, unused_model))
+            served = await start_router(world, redis_url, unused_model, traffic_window_s=WINDOW_S)
+            origins = world.origin, Origin("http", *await other.start())
+            theirs = other.directory.models[unused_model]
+            await world.until(lambda: len(served.live) == len(theirs.live) == 1, "both see the worker")
+            for n in range(9):
+                world.origin = origins[n % 2]
+                await world.chat("x" * 4_000, model=unused_model, stream=n % 3 > 0)
+            whole = await read_until(windows, since_s, 9, 9)
+            assert (whole.arrivals, whole.endings, whole.shed, whole.failed) == (9, 9, 0, 0)
+            assert whole.ended.ok.all()
+            np.testing.assert_array_equal(whole.ended.output_tokens, [3] * 9)
+            assert sorted(whole.ended.arrival_s.tolist()) == whole.arrival_s.tolist()
+            assert np.isnan(whole.ended.ttft_s).sum() == 3
+            assert np.nanmin(whole.ended.ttft_s) > 0
+        finally:
+            await other.close()
+            await index.aclose()
+            await windows.aclose()
+
+    play(scenario)
+
+
+def test_failures_are_told_and_a_closing_router_tells_its_rest(play, redis_url, unused_model):
+    """What ended just before the router closed is told with its last window, which says that no more comes."""
+
+    async def scenario(world):
+        a = await world.upstream("a")
+        a.behaviour = refuses("full")
+        index, windows = RedisIndex(redis_url, unused_model), Windows(redis_url, unused_model)
+        try:
+            since_s = await windows.clock()
+            await index.register(record(a, unused_model))
+            served = await start_router(world, redis_url, unused_model, traffic_window_s=60.0, queue_timeout_s=0.1)
+            await world.until(lambda: len(served.live) == 1, "the worker")
+            assert (await world.chat(model=unused_model)).status >= 500
+            await world.router.close()
+            _, window = await windows.since(since_s)
+            assert window is not None
+            assert (window.arrivals, window.endings, window.shed + window.failed) == (1, 1, 1)
+            assert not window.ended.ok.any()
+            assert served.tally is None
+        finally:
+            await index.aclose()
+            await windows.aclose()
+
+    play(scenario)
+
+
+def test_redis_away_costs_windows_and_nothing_else(play, make_redis_server, unused_model):
+    """Requests go on, what is tallied meanwhile stays bounded, and after its return the windows go on."""
+
+    async def scenario(world):
+        server = make_redis_server()
+        a = await world.upstream("a")
+        index, windows = RedisIndex(server.url, unused_model, lease_s=600.0), Windows(server.url, unused_model)
+        try:
+            await index.register(record(a, unused_model))
+            served = await start_router(world, server.url, unused_model, traffic_window_s=WINDOW_S)
+            await world.until(lambda: len(served.live) == 1, "the worker")
+            await world.chat(model=unused_model)
+            os.kill(server.pid, signal.SIGSTOP)
+            publisher = world.router._sources[0]._following[unused_model].traffic
+            statuses = []
+            while not publisher._away:
+                statuses.append((await world.chat(model=unused_model)).status)
+            await world.until(lambda: served.tally.arrivals == [], "what was tallied is dropped")
+            assert set(statuses) == {200}
+            os.kill(server.pid, signal.SIGCONT)
+            since_s = await windows.clock()
+            await world.until(lambda: not publisher._away, "Redis is back")
+            await world.chat(model=unused_model)
+            assert (await read_until(windows, since_s, 1, 1)).arrivals >= 1
+        finally:
+            await index.aclose()
+            await windows.aclose()
+
+    play(scenario)
