@@ -17,7 +17,7 @@ from penstock_router.tally import Tally
 log = logging.getLogger(__name__)
 
 _ASLEEP_WINDOW_S = 1.0
-"""Of a model without live endpoints: somebody may wait for its first replica."""
+"""Of a model that nobody serves: somebody may wait for its first replica."""
 _DRIFT_S = 0.1
 """Clocks may differ by so much from what was found before they are set anew: a request's times are to stay on one clock."""
 
@@ -69,7 +69,7 @@ class TrafficPublisher:
 
     @property
     def _length_s(self) -> float:
-        return self._window_s if self._served.live else min(self._window_s, _ASLEEP_WINDOW_S)
+        return self._window_s if self._served.serving else min(self._window_s, _ASLEEP_WINDOW_S)
 
     def _now_s(self) -> float:
         assert self._ahead_s is not None  # noqa: S101 -- set before anything is published
