@@ -106,7 +106,7 @@ def test_two_routers_add_up(play, redis_url, unused_model):
             np.testing.assert_array_equal(whole.ended.output_tokens, [3] * 9)
             assert sorted(whole.ended.arrival_s.tolist()) == whole.arrival_s.tolist()
             assert np.isnan(whole.ended.ttft_s).sum() == 3
-            assert np.nanmin(whole.ended.ttft_s) > 0
+            assert np.nanmin(whole.ended.ttft_s) >= 0
         finally:
             await other.close()
             await index.aclose()
