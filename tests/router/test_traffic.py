@@ -87,7 +87,7 @@ def test_two_routers_add_up(play, redis_url, unused_model):
 
     async def scenario(world):
         a = await world.upstream("a")
-        index, windows = RedisIndex(redis_url, unused_model), Windows(redis_url, unused_model)
+        index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
         config = RouterConfig(port=0, redis_url=redis_url, models=(ServedModel(name=unused_model),), traffic_window_s=WINDOW_S)
         other = Router(config, SECRETS)
         try:
@@ -121,7 +121,7 @@ def test_failures_are_told_and_a_closing_router_tells_its_rest(play, redis_url, 
     async def scenario(world):
         a = await world.upstream("a")
         a.behaviour = refuses("full")
-        index, windows = RedisIndex(redis_url, unused_model), Windows(redis_url, unused_model)
+        index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
         try:
             since_s = await windows.clock()
             await index.register(record(a, unused_model))
