@@ -119,10 +119,22 @@ class Beliefs:
 
     # -- legs -----------------------------------------------------------------------------------------------------
 
-    def book(self, r: int, new_tokens: float, kv_tokens: float, now: float) -> None:
-        """A leg with `new_tokens` prompt tokens to compute (0 for a decode leg) is placed at row r."""
+    def book(self, r: int, kv_tokens: float, now: float) -> None:
+        """A leg without a prompt to compute is placed at row r."""
         self._bookings[r] += 1
-        kernel.book(self.rows, r, new_tokens, kv_tokens, now)
+        kernel.book(self.rows, r, 0.0, kv_tokens, now)
+
+    def book_prompt(
+        self, r: int, owner: Streaming, new_tokens: float, kv_tokens: float, now: float,
+        due_s: float, target_itl_s: float, most_tokens: float, kind: int,
+    ) -> None:  # fmt: skip
+        """A prompt with `new_tokens` to compute waits at row r, in a cell of its owner's; its prefill must end by `due_s`.
+
+        Infinite target: it decodes elsewhere.
+        """
+        self._bookings[r] += 1
+        index = self._take_cell(r, owner)
+        kernel.book_prompt(self.rows, self.streams, r, index, new_tokens, kv_tokens, due_s, target_itl_s, most_tokens, kind, now)
 
     def release(self, r: int, kv_tokens: float) -> None:
         """A leg at row r is over."""
@@ -141,38 +153,31 @@ class Beliefs:
 
     def open_cell(self, r: int, owner: Streaming, now: float, target_itl_s: float, most_tokens: float, kind: int) -> None:
         """A stream at row r, of length class `kind`, has had its first token: give its owner a cell."""
-        at = self._take_cell(r, owner)  # first: it may grow the cells
-        _write_cell(self.cells, at, now, now, 1.0, target_itl_s, most_tokens, kind)
-
-    def open_prompt(self, r: int, owner: Streaming, due_s: float, target_itl_s: float, most_tokens: float, kind: int) -> None:
-        """The prompt just booked at row r waits there; its prefill must end by `due_s`. Infinite target: it decodes elsewhere."""
-        at, end = self._take_cell(r, owner), self.row_cells[r * col.ROW + col.EVER]
-        _write_cell(self.cells, at, due_s, end, 0.0, target_itl_s, most_tokens, kind)
+        index = self._take_cell(r, owner)  # first: it may grow the cells
+        _write_cell(self.cells, 8 * owner.cell, now, now, 1.0, target_itl_s, most_tokens, kind)
+        self.row_cells[r * col.ROW + col.CELLS_USED] = index + 1
 
     def _take_cell(self, r: int, owner: Streaming) -> int:
-        """Give the owner the next cell of row r, its contents yet to be written; its offset in bytes."""
+        """Give the owner the next cell of row r, yet to be written and counted in CELLS_USED; its number in the row."""
         owners = self._owners[r]
         index = len(owners)
         if index == self._most_cells:
             self._grow_cells()
         owners.append(owner)
-        at = owner.cell = (r * self._most_cells + index) * col.CELL
-        self.row_cells[r * col.ROW + col.CELLS_USED] = index + 1
-        return 8 * at
+        owner.cell = (r * self._most_cells + index) * col.CELL
+        return index
 
-    def close_cell(self, r: int, owner: Streaming) -> tuple[float, float]:
-        """Give a cell back; the row's last cell takes its place. Gives (tokens, seconds from first to last token)."""
-        owners, cells, at = self._owners[r], self.cells, owner.cell
-        tokens, span_s = cells[at + 2], cells[at + 1] - cells[at]
+    def close_cell(self, r: int, owner: Streaming) -> None:
+        """Give a cell back; the row's last cell takes its place."""
+        owners, at = self._owners[r], owner.cell
         last = owners.pop()
         if last is not owner:
-            there = last.cell
+            cells, there = self.cells, last.cell
             cells[at : at + col.CELL] = cells[there : there + col.CELL]
             owners[(at // col.CELL) % self._most_cells] = last
             last.cell = at
         owner.cell = -1
         self.row_cells[r * col.ROW + col.CELLS_USED] = len(owners)
-        return tokens, span_s
 
     def newest_owner(self, r: int) -> Streaming | None:
         """The newest stream at row r that has had tokens; None where there is none."""

@@ -30,51 +30,32 @@ class _Waiting:
 
 
 class Booking:
-    """Made by the scheduler. Every call after `done` does nothing; calls that come twice or out of order do no harm."""
+    """Made by the scheduler. Every call after `done` does nothing; calls that come twice or out of order do no harm.
 
-    __slots__ = (
-        "_ask",
-        "_beliefs",
-        "_context_at",
-        "_decode_kv",
-        "_decode_row",
-        "_expected_s",
-        "_group",
-        "_new",
-        "_over",
-        "_passes",
-        "_placed_s",
-        "_prefill_kv",
-        "_prefill_row",
-        "_prompt",
-        "_scheduler",
-        "_streaming",
-        "_waiting",
-        "cell",
-        "elsewhere",
-        "placement",
-    )
+    What begins alike for all is set on the class: there is one of these a request.
+    """
 
-    def __init__(self, scheduler: "Scheduler", ask: "Ask", placement: Placement, now: float) -> None:
-        self.placement = placement
-        self.cell = -1
-        self.elsewhere = False
-        """Another router placed it: what is known of it comes late, and nothing is learned from its times."""
+    placement = Placement(None, None, 0, 0, None, None, "unplaced")
+    cell = -1
+    elsewhere = False
+    """Another router placed it: what is known of it comes late, and nothing is learned from its times."""
+    _new = 0.0  # prompt tokens booked and not through yet, at the prefill row, else at the decode row
+    _expected_s = 0.0  # predicted seconds from placing to the end of the prefill; 0: nothing predicted
+    _prefill_row = _decode_row = -1
+    _prefill_kv = _decode_kv = 0.0
+    _context_at = 0
+    _group = -1.0  # KV group of the prefill that was done, or is being done, for this request
+    _streaming = False  # counted in b and C of the decode row
+    _waiting: _Waiting | None = None  # the prompt, until it is through
+    _over = False
+
+    def __init__(self, scheduler: "Scheduler", ask: "Ask", now: float) -> None:
         self._scheduler = scheduler
         self._beliefs = scheduler.beliefs
         self._passes = scheduler.passes
         self._ask = ask
         self._placed_s = now
-        self._expected_s = 0.0  # predicted seconds from placing to the end of the prefill; 0: nothing predicted
         self._prompt = max(1, ask.prompt_tokens)
-        self._new = 0.0  # prompt tokens booked and not through yet, at the prefill row, else at the decode row
-        self._prefill_row = self._decode_row = -1
-        self._prefill_kv = self._decode_kv = 0.0
-        self._context_at = 0
-        self._group = -1.0  # KV group of the prefill that was done, or is being done, for this request
-        self._streaming = False  # counted in b and C of the decode row
-        self._waiting: _Waiting | None = None  # the prompt, until it is through
-        self._over = False
 
     # -- by the scheduler -----------------------------------------------------------------------------------------
 
@@ -82,24 +63,23 @@ class Booking:
         """Prefilled and decoded at row r."""
         self._decode_row, self._new, self._decode_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
         self._context_at = r * col.ROW + col.CONTEXT
-        self._beliefs.book(r, new_tokens, kv_tokens, now)
-        self._passes.placed(r, self, new_tokens, self._prompt - new_tokens, now, seen=not self.elsewhere)
-        self._wait(r, now + self._ask.slo.ttft_s - self._ask.waited_s, self._ask.slo.itl_s)
+        slo = self._ask.slo
+        self._book_prompt(r, kv_tokens, now, now + slo.ttft_s - self._ask.waited_s, slo.itl_s)
 
     def take_prefill(self, r: int, new_tokens: float, kv_tokens: float, expected_s: float, now: float) -> None:
         """Prefilled at row r, decoded at a row that is bound later."""
         self._prefill_row, self._new, self._prefill_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
         self._group = self._beliefs.row_cells[r * col.ROW + col.GROUP]
-        self._beliefs.book(r, new_tokens, kv_tokens, now)
-        self._passes.placed(r, self, new_tokens, self._prompt - new_tokens, now, seen=not self.elsewhere)
         transfer_s = self._prompt * self._beliefs.row_cells[r * col.ROW + TRANSFER_TOKEN]
-        self._wait(r, now + self._ask.slo.ttft_s - self._ask.waited_s - transfer_s, math.inf)
+        self._book_prompt(r, kv_tokens, now, now + self._ask.slo.ttft_s - self._ask.waited_s - transfer_s, math.inf)
 
-    def _wait(self, r: int, due_s: float, target_itl_s: float) -> None:
-        """The prompt just booked at row r is one of those that wait there."""
-        waiting = self._waiting = _Waiting(r)
+    def _book_prompt(self, r: int, kv_tokens: float, now: float, due_s: float, target_itl_s: float) -> None:
+        """The prompt is one of those that wait at row r."""
+        waiting, new = _Waiting(r), self._new
         most_tokens, kind = self._length()
-        self._beliefs.open_prompt(r, waiting, due_s, target_itl_s, most_tokens, kind)
+        self._beliefs.book_prompt(r, waiting, new, kv_tokens, now, due_s, target_itl_s, most_tokens, kind)
+        self._waiting = waiting
+        self._passes.placed(r, self, new, self._prompt - new, now, not self.elsewhere)
 
     def _length(self) -> tuple[float, int]:
         """(most output tokens, length class), as cells hold them."""
@@ -112,7 +92,7 @@ class Booking:
         """Decoded at row r after a prefill elsewhere: in the batch from now on, so that its siblings see it."""
         self._decode_row, self._decode_kv = r, kv_tokens
         self._context_at = r * col.ROW + col.CONTEXT
-        self._beliefs.book(r, 0.0, kv_tokens, now)
+        self._beliefs.book(r, kv_tokens, now)
         self._passes.pause(r)
         self._beliefs.add_streams(r, 1, self._prompt)
         self._streaming = True
@@ -148,15 +128,13 @@ class Booking:
 
     def prefilled(self, now: float) -> None:
         """The prefill leg has answered: its tokens are through."""
-        if self._prefill_row < 0:
+        r = self._prefill_row
+        if r < 0:
             return
-        self._pass_ended(self._prefill_row, now)
-        kernel.computed(self._beliefs.rows, self._prefill_row, self._new, now)
-        self._wait_over()
-        self._new = 0.0
+        self._pass_ended(r, now)
+        self._through(r, now)
         self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
-        self._beliefs.release(self._prefill_row, self._prefill_kv)
-        self._prefill_row = -1
+        self._prefill_over(r)
 
     def prefill_failed(self, now: float) -> None:
         """The prefill leg is given up, before or after it answered; the next `bind_decode` is for the whole request."""
@@ -174,10 +152,12 @@ class Booking:
         r = self._decode_row
         if r < 0:
             return
-        self.prefilled(now)  # a prefill leg whose answer came later than the first token, or is never looked at
+        if self._prefill_row >= 0:
+            self.prefilled(now)  # a prefill leg whose answer came later than the first token, or is never looked at
         if not self._streaming:
             self._pass_ended(r, now)
-            self._computed_whole(r, now)
+            self._through(r, now)
+            self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
             self._beliefs.add_streams(r, 1, self._prompt)
             self._streaming = True
         most_tokens, kind = self._length()
@@ -186,21 +166,24 @@ class Booking:
         self._passes.resume(r, self, now)
 
     def answered(self, now: float) -> None:
-        """The answer came in one piece: its prompt is through, and there is no stream left that could be stalled. `done` follows."""
-        r = self._decode_row
-        if self.cell >= 0 or r < 0:
-            return
-        self.prefilled(now)
-        if not self._streaming and self._new:  # the second time there is nothing left to be through
-            self._passes.given_up(r, self)  # when it was through nobody has seen
-            self._computed_whole(r, now)
+        """The answer came in one piece: its prompt is through, and there is no stream left that could be stalled. `done` follows.
 
-    def _computed_whole(self, r: int, now: float) -> None:
-        """What was placed whole at row r is through its prefill."""
+        When the prompt was through nobody has seen, so nothing is learned of passes or of the TTFT.
+        """
+        if self.cell >= 0 or self._decode_row < 0 or not self._new:
+            return
+        p = self._prefill_row
+        r = p if p >= 0 else self._decode_row
+        self._passes.given_up(r, self)
+        self._through(r, now)
+        if p >= 0:
+            self._prefill_over(p)
+
+    def _through(self, r: int, now: float) -> None:
+        """The prompt at row r is through its prefill."""
         kernel.computed(self._beliefs.rows, r, self._new, now)
         self._wait_over()
         self._new = 0.0
-        self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
 
     def _pass_ended(self, r: int, now: float) -> None:
         if self.elsewhere:  # others' news come late
@@ -226,6 +209,8 @@ class Booking:
             r = self._prefill_row if self._prefill_row >= 0 else self._decode_row
             self._passes.counted(r, self, prompt_tokens - hit_tokens, hit_tokens)
         more = prompt_tokens - self._prompt
+        if not more:
+            return
         self._prompt = prompt_tokens
         if self._streaming:
             self._beliefs.add_streams(self._decode_row, 0, more)
@@ -238,7 +223,7 @@ class Booking:
         if self._over:
             return
         if output_tokens is not None:
-            self._scheduler.learn_length(self._ask.length_class, output_tokens)
+            self._scheduler.lengths.observe(self._ask.length_class, output_tokens)
         if self._prefill_row >= 0:
             self._leave_prefill(now)
         if self._decode_row >= 0:
@@ -247,9 +232,10 @@ class Booking:
         self._scheduler.rest(now)
 
     def _wait_over(self) -> None:
-        if self._waiting is not None:
-            self._beliefs.close_cell(self._waiting.row, self._waiting)
+        waiting = self._waiting
+        if waiting is not None:
             self._waiting = None
+            self._beliefs.close_cell(waiting.row, waiting)
 
     def _leave_prefill(self, now: float) -> None:
         if self._prefill_row >= 0:
@@ -257,15 +243,20 @@ class Booking:
             kernel.withdraw(self._beliefs.rows, self._prefill_row, self._new, now)
             self._wait_over()
             self._new = 0.0
-            self._beliefs.release(self._prefill_row, self._prefill_kv)
-            self._prefill_row = -1
+            self._prefill_over(self._prefill_row)
+
+    def _prefill_over(self, r: int) -> None:
+        self._beliefs.release(r, self._prefill_kv)
+        self._prefill_row = -1
 
     def _leave_decode(self, now: float) -> None:
         r, beliefs = self._decode_row, self._beliefs
         tokens = 0.0
         if self.cell >= 0:
             self._passes.pause(r)
-            tokens, span_s = beliefs.close_cell(r, self)
+            cells, at = beliefs.cells, self.cell
+            tokens, span_s = cells[at + 2], cells[at + 1] - cells[at]
+            beliefs.close_cell(r, self)
             if tokens > 1.0:
                 self._learn_itl(r, span_s / (tokens - 1.0))
         if self._streaming:

@@ -60,7 +60,8 @@ class OutputLengths:
         """Rows SHORTER and STATIONARY of the kernel, shape (2, LONGEST_TOKENS + 1); changed in place."""
         self._survival = np.zeros(LONGEST_TOKENS + 1)
         self._mean_upto: memoryview[float] = self._survival.data.cast("B").cast("d")  # of the same array: quicker to read one by one
-        self._longest = 0
+        self.mean_tokens = 0.0
+        """Mean length, rounded up."""
         self.observed = 0
         """Completions so far."""
         self.forgotten = 0
@@ -118,7 +119,7 @@ class OutputLengths:
     def expected_tokens(self, most: int | None = None) -> int:
         """Mean of min(length, most), rounded up."""
         if most is None or most >= LONGEST_TOKENS:
-            return self._longest
+            return int(self.mean_tokens)
         return math.ceil(self._mean_upto[most]) if most > 0 else 0
 
     def shares(self) -> Shares:
@@ -136,7 +137,7 @@ class OutputLengths:
         np.cumsum(shares[:-1], out=below[1:])  # below[k] = P(length < k)
         np.minimum(below, 1.0, out=below)
         np.cumsum(1.0 - below[1:], out=self._survival[1:])  # Σ_{k=1..m} P(length ≥ k) = E min(length, m)
-        self._longest = math.ceil(self._mean_upto[LONGEST_TOKENS])
+        self.mean_tokens = float(math.ceil(self._mean_upto[LONGEST_TOKENS]))
         row = self.table[STATIONARY]
         row[0] = 0.0
         np.cumsum(below[:-1], out=row[1:])  # Σ_{g<k} F(g)

@@ -66,7 +66,7 @@ class PassWatch:
 
     # -- prompts --------------------------------------------------------------------------------------------------
 
-    def placed(self, r: int, owner: object, new_tokens: float, held_tokens: float, now: float, *, seen: bool = True) -> None:
+    def placed(self, r: int, owner: object, new_tokens: float, held_tokens: float, now: float, seen: bool = True) -> None:
         """A prompt was booked at row r; not `seen`: by another router, whose times are not known here in time."""
         side = self._sides[r]
         if not side.waiting:

@@ -27,7 +27,7 @@ from penstock_router.cohorts import Cohort, Wanted, gather, takers
 from penstock_router.fitted import FittedProfiles
 from penstock_router.length_classes import LengthClasses
 from penstock_router.passes import PassWatch
-from penstock_router.policies import Policy, Query, policy_named
+from penstock_router.policies import Choice, Policy, Query, policy_named
 from penstock_router.residuals import ItlMargin, TtftResiduals
 from penstock_router.turn_order import Need, longest_first, tightest_first
 
@@ -35,7 +35,10 @@ __all__ = ["Ask", "Booking", "Held", "Options", "Scheduler"]
 
 
 class Held(Protocol):
-    """Which endpoints hold how much of a prompt, as the index mirror answers (its `Hits` fits)."""
+    """Which endpoints hold how much of a prompt, as the index mirror answers (its `Hits` fits).
+
+    Both arrays contiguous and writable: of any other layout numba would compile the kernel again, in the middle of a request.
+    """
 
     @property
     def slots(self) -> NDArray[np.uint16]:
@@ -192,63 +195,64 @@ class Scheduler:
 
     def place(self, asks: Sequence[Ask], now: float) -> list[Booking | None]:
         """Place the asks of one turn one after the other, booking as it goes. None where no endpoint qualifies."""
-        return [self._place(ask, now) for ask in asks]
+        return [self.place_one(ask, now) for ask in asks]
+
+    def place_one(self, ask: Ask, now: float) -> Booking | None:
+        """None where no endpoint qualifies."""
+        placed = self.attempt(ask, now, None)
+        return placed if isinstance(placed, Booking) else None
 
     def attempt(self, ask: Ask, now: float, gate: Gate | None) -> Booking | Declined | None:
-        """Place one ask unless the gate, if any, declines the placement that the policy chose; then nothing is booked."""
-        cohort = self._cohort(ask)
-        if not len(cohort.starters):
-            return None
-        booking = Booking(self, ask, _UNPLACED, now)
-        started = self._start(booking, ask, cohort, now, gate)
-        return booking if started is True else started or None
+        """Place one ask unless the gate, if any, declines the placement that the policy chose; then nothing is booked.
 
-    def _place(self, ask: Ask, now: float) -> Booking | None:
+        None where no endpoint qualifies.
+        """
         cohort = self._cohort(ask)
-        if not len(cohort.starters):
-            return None
-        booking = Booking(self, ask, _UNPLACED, now)
-        return booking if self._start(booking, ask, cohort, now) is True else None
-
-    def _start(self, booking: Booking, ask: Ask, cohort: Cohort, now: float, gate: Gate | None = None) -> bool | Declined:
-        """Let the policy choose where the prompt is prefilled, book it, and write the placement; or say why the gate does not let it."""
-        prompt, output = self._fill(ask, now)
-        if ask.hits_by_id:
-            self._hold(ask.hits_by_id, True)
-        choice = self._policy.start(self._query, cohort, self.beliefs)
-        if ask.hits_by_id:
-            self._hold(ask.hits_by_id, False)
+        choice = self._choose(ask, cohort, now)
         if choice is None:
-            return False
-        declined = gate.judge(choice, cohort, self._query, self.beliefs) if gate is not None else None
-        if declined is not None:
-            return declined
-        row, hit, ttft_s = choice.row, choice.hit_tokens, choice.ttft_s
+            return None
+        if gate is not None:
+            declined = gate.judge(choice, cohort, self._query, self.beliefs)
+            if declined is not None:
+                return declined
+        booking = Booking(self, ask, now)
+        self._book(booking, ask, choice, cohort, now)
+        return booking
+
+    def _choose(self, ask: Ask, cohort: Cohort, now: float) -> Choice | None:
+        """Where the policy would have the prompt prefilled; None where no endpoint qualifies."""
+        if not len(cohort.starters):
+            return None
+        self._fill(ask, now)
+        if not ask.hits_by_id:
+            return self._policy.start(self._query, cohort, self.beliefs)
+        self._hold(ask.hits_by_id, True)
+        choice = self._policy.start(self._query, cohort, self.beliefs)
+        self._hold(ask.hits_by_id, False)
+        return choice
+
+    def _book(self, booking: Booking, ask: Ask, choice: Choice, cohort: Cohort, now: float) -> None:
+        """Carry the choice out in the beliefs, and write the placement."""
+        row, divided, hit, ttft_s, itl_s, candidates = choice
         endpoint = self.beliefs.endpoints[row]
-        if choice.divided:
+        prompt = self._query.cells[col.PROMPT]
+        if divided:
             transfer_s = prompt * self.beliefs.row_cells[row * col.ROW + TRANSFER_TOKEN]
             expected_s = 0.0 if ttft_s is None or len(cohort.pair_prefills) else ttft_s - transfer_s
-            booking.take_prefill(row, float(prompt - hit), float(prompt), expected_s, now)
+            booking.take_prefill(row, prompt - hit, prompt, expected_s, now)
         else:
-            booking.take_whole(row, float(prompt - hit), float(prompt + output), ttft_s or 0.0, now)
-        booking.placement = Placement(
-            None if choice.divided else endpoint,
-            endpoint if choice.divided else None,
-            round(hit / ask.tokens_per_chunk) if hit else 0,
-            hit,
-            ttft_s,
-            choice.itl_s,
-            "prefill-fallback" if cohort.fallback else "only-candidate" if len(cohort.starters) == 1 else self._policy.reason,
-            choice.candidates,
-        )
-        return True
+            booking.take_whole(row, prompt - hit, self._query.cells[col.KV_NEED], ttft_s or 0.0, now)
+        reason = "prefill-fallback" if cohort.fallback else "only-candidate" if len(cohort.starters) == 1 else self._policy.reason
+        chunks = round(hit / ask.tokens_per_chunk) if hit else 0
+        whole, first = (None, endpoint) if divided else (endpoint, None)
+        booking.placement = Placement(whole, first, chunks, hit, ttft_s, itl_s, reason, candidates)
 
     def elsewhere(self, ask: Ask, endpoint_id: str, whole: bool, hit_tokens: int, now: float) -> Booking | None:
         """Another router has placed this there: its booking in these beliefs; None where the endpoint is not known."""
         row = self._row_of_id.get(endpoint_id)
         if row is None:
             return None
-        booking = Booking(self, ask, _UNPLACED, now)
+        booking = Booking(self, ask, now)
         booking.elsewhere = True
         prompt = max(1, ask.prompt_tokens)
         new = float(prompt - min(hit_tokens, prompt - 1))
@@ -275,33 +279,31 @@ class Scheduler:
         wanted = Wanted(ask.capability, ask.adapter, True, tried)
         if group < 0.0:
             cohort, before = gather(self.beliefs, self._live, wanted), booking.placement
-            if not len(cohort.starters) or self._start(booking, ask, cohort, now) is not True:
+            choice = self._choose(ask, cohort, now)
+            if choice is None:
                 return None
+            self._book(booking, ask, choice, cohort, now)
             booking.placement = msgspec.structs.replace(booking.placement, reason="prefill-fallback", candidates=before.candidates)
             return booking.placement.decode
-        prompt, output = self._fill(ask, now)
+        self._fill(ask, now)
         row = self._policy.decode(self._query, takers(self.beliefs, self._live, wanted, group), self.beliefs)
         if row is None:
             return None
-        booking.take_decode(row, float(prompt + output), now)
+        booking.take_decode(row, self._query.cells[col.KV_NEED], now)
         return self.beliefs.endpoints[row]
 
-    def _fill(self, ask: Ask, now: float) -> tuple[int, int]:
-        """Write the query; gives prompt tokens and expected output tokens."""
-        query, slo = self._query, ask.slo
-        prompt, output = max(1, ask.prompt_tokens), self.expected_tokens(ask)
-        spare_s, off = max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s), self._residuals
-        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, off.sigma, prompt + output, off.slip_s, 0.0)
+    def _fill(self, ask: Ask, now: float) -> None:
+        """Write the query."""
+        query, slo, hits, off = self._query, ask.slo, ask.hits, self._residuals
+        prompt, spare_s = max(1, ask.prompt_tokens), max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s)
+        need = prompt + self.expected_tokens(ask)
+        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, off.sigma, need, off.slip_s, 0.0)
         query.seed = self._rng.getrandbits(32)
         query.explain = ask.explain
-        hits = ask.hits
         if hits is None or ask.hits_by_id:
             query.slots, query.chunks = _NO_SLOTS, _NO_CHUNKS
         else:
-            # Other layouts would make numba compile the kernel again, in the middle of a request.
-            query.slots = hits.slots if hits.slots.flags.carray else hits.slots.copy()
-            query.chunks = hits.chunks if hits.chunks.flags.carray else hits.chunks.copy()
-        return prompt, output
+            query.slots, query.chunks = hits.slots, hits.chunks
 
     def expected_tokens(self, ask: Ask) -> int:
         """Tokens that the answer is expected to have."""
@@ -339,10 +341,6 @@ class Scheduler:
         if self._options.fitted:
             self.profiles.learn(now)
 
-    def learn_length(self, length_class: Hashable, output_tokens: int) -> None:
-        """An answer of that class ended with so many tokens."""
-        self.lengths.observe(length_class, output_tokens)
-
     def learn_itl(self, missed: bool) -> None:
         """Whether a stream that has ended missed its ITL target."""
         self.itl_margin.observe(missed)
@@ -358,5 +356,3 @@ class Scheduler:
 
 _write_ask = struct.Struct(f"={col.ASK}d").pack_into
 """Writes the columns of one ask, in their order, in one call."""
-
-_UNPLACED = Placement(None, None, 0, 0, None, None, "unplaced")

@@ -13,7 +13,8 @@ from penstock_core.errors import Outcome
 
 from penstock_router.admission.claim import MOST_RETRY_S, Claim, LineLimits, Turned, whole_seconds
 from penstock_router.admission.fair_queue import FairQueue, Place
-from penstock_router.admission.gate import Declined, Gate, Stance
+from penstock_router.admission.gate import Declined, Gate
+from penstock_router.admission.outlook import CROWDED, LATE, OWED, TIMELY
 from penstock_router.admission.pace import Pace
 from penstock_router.booking import Booking
 from penstock_router.scheduling import Ask, Scheduler
@@ -83,7 +84,7 @@ class Line:
         for at in order:
             one = requests[at]
             if not self._queue.count and self.started < self._limits.started:
-                stance = Stance.TIMELY if self._sheddable(one) else Stance.OWED
+                stance = TIMELY if self._sheddable(one) else OWED
                 if self._try(one, stance, now):
                     settled.append(one)
                     continue
@@ -143,24 +144,26 @@ class Line:
                 break
         return False
 
-    def _stance(self, one: Waiting) -> Stance:
+    def _stance(self, one: Waiting) -> int:
         if not self._sheddable(one):
-            return Stance.OWED
+            return OWED
         if one.late:
-            return Stance.LATE
-        return Stance.CROWDED if self._queue.count > 1 else Stance.TIMELY
+            return LATE
+        return CROWDED if self._queue.count > 1 else TIMELY
 
     def _sheddable(self, one: Waiting) -> bool:
         return one.claim.priority <= self._limits.shed_up_to_priority and not one.held
 
-    def _try(self, one: Waiting, stance: Stance, now: float) -> bool:
+    def _try(self, one: Waiting, stance: int, now: float) -> bool:
         """Let the scheduler place it. True when its fate is decided; else `declined` says what is in the way."""
         ask, target_s = one.ask, one.ask.slo.ttft_s
         if one.waited:  # what is left of the target is what a placement is judged by
             ask = msgspec.structs.replace(ask, waited_s=now - one.arrived_s)
-        gate = self._gate
-        gate.stance, gate.target_s = stance, target_s
-        result = self._scheduler.attempt(ask, now, gate if self._limits.waiting else None)
+        gate: Gate | None = None
+        if self._limits.waiting:
+            gate = self._gate
+            gate.stance, gate.target_s = stance, float(target_s)
+        result = self._scheduler.attempt(ask, now, gate)
         if isinstance(result, Declined) and not self._scheduler.trusted:
             result = self._scheduler.attempt(ask, now, None)
         if isinstance(result, Declined):

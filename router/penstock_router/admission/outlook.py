@@ -1,7 +1,7 @@
-"""What the gate must know of endpoints beyond the cost of one placement, computed over the flat arrays like the kernel.
+"""The gate's judgement on one placement, computed over the flat arrays like the kernel, in one call.
 
-The gate calls it, and only where there is load: the decode step when a prefill will have ended, the least wait anywhere, and
-the terms of a placement that its policy has not weighed. In numba's subset of Python; no request, no clock, no queue.
+Beyond the cost of the placement it looks at the decode step when the prefill will have ended, at the least wait anywhere, and
+weighs what a policy has not. In numba's subset of Python; no request, no clock, no queue. What the words mean: `gate`.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from penstock_router import columns as col
 from penstock_router.kernel import SOURCES
 from penstock_router.kernel.compiled import Floats, Rows
-from penstock_router.kernel.costs import weigh
+from penstock_router.kernel.costs import NO_ROOM, weigh
 from penstock_router.kernel.durations import decode_s, through_s
 from penstock_router.kernel.misses import others_miss
 from penstock_router.kernel.passes import advance, batch, queue
@@ -20,6 +20,18 @@ from penstock_router.machine_code import Compiler
 
 compiled = Compiler(Path(__file__), *SOURCES)
 _LEAST_STEP_S = 1e-3
+
+HELD_SHARE = 0.25
+"""Of the TTFT target: how much may wait at every endpoint before requests wait here instead."""
+_LOST = 0.5
+_DOUBTFUL = 0.1
+_HARMLESS = 0.05
+
+TIMELY, CROWDED, LATE, OWED = range(4)
+"""What a request may ask for: it can meet its target; so can others that wait (no room for doubtful ones); its target is lost (it starts
+where it does no harm); it must be served, whatever it does to others' targets."""
+ROOM, BUSY, NO_KV, TOO_LATE, TOO_SLOW, HARM = range(6)
+"""Verdicts: it may start; or why not, see `gate.Declined`."""
 
 
 @compiled
@@ -94,11 +106,57 @@ def appraise(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats, di
     rows[r, col.COST] += harm
 
 
+@compiled
+def step_at_end_s(
+    rows: Floats, streams: Floats, prefills: Rows, decodes: Rows, r: int, n: float, divided: bool, most_s: float, mean_tokens: float
+) -> float:
+    """Decode step where the request will decode, when its prefill at endpoint r has ended; of no more use than its being above most_s."""
+    horizon_s = rows[r, col.TTFT_S]
+    if divided:
+        return divided_step_s(rows, r, prefills, decodes, n, horizon_s, mean_tokens)
+    # If all that wait there joined and none ended:
+    step = rows[r, col.ITL_S] * (1.0 + rows[r, col.PROMPTS] / (1.0 + (rows[r, col.STREAMS] + rows[r, col.FOREIGN_STREAMS])))
+    return step if step <= 0.5 * most_s else whole_step_s(rows, streams, r, n, horizon_s, mean_tokens)
+
+
+@compiled
+def verdict(
+    rows: Floats, streams: Floats, table: Floats, starters: Rows, prefills: Rows, decodes: Rows, r: int, q: Floats, divided: bool,
+    unweighed_hit: float, stance: int, target_s: float, margin: float, mean_tokens: float,
+) -> int:  # fmt: skip
+    """Whether the request may start at endpoint r, whose columns hold the terms of its cost.
+
+    `unweighed_hit`: tokens of its hit where they do not, because the policy predicts nothing; else −1. `target_s`: its TTFT target from
+    its arrival. `margin`: share of its ITL target that a predicted decode step may take.
+    """
+    if not divided and rows[r, col.RUNNING] + rows[r, col.FOREIGN_STREAMS] <= 0.0:
+        return ROOM  # an idle endpoint is never kept waiting, whatever the profile says
+    if unweighed_hit >= 0.0:
+        rows[r, col.HELD_CHUNKS] = unweighed_hit / q[col.CHUNK_TOKENS]
+        appraise(rows, streams, table, r, q, divided)
+        rows[r, col.HELD_CHUNKS] = 0.0
+    if rows[r, col.WAIT_S] > HELD_SHARE * target_s and least_wait_s(rows, starters, q[col.NOW_S]) - HELD_SHARE * target_s > 0.0:
+        return BUSY
+    if rows[r, col.COST] >= NO_ROOM and rows[r, col.KV_REPORTED] > 0.0:
+        return NO_KV
+    if stance == OWED:
+        return ROOM
+    too_long = rows[r, col.WORK] * q[col.TARGET_TTFT_S] >= target_s  # no endpoint can meet it: not its fault
+    own = 0.0 if too_long else rows[r, col.OWN_MISS]
+    if stance != LATE and own > (_DOUBTFUL if stance == CROWDED else _LOST):
+        return TOO_LATE
+    most_s = margin * q[col.TARGET_S]
+    if step_at_end_s(rows, streams, prefills, decodes, r, q[col.PROMPT], divided, most_s, mean_tokens) > most_s:
+        # A target below the step with no other stream cannot be met, and is no reason to wait.
+        alone = decodes[0] if divided and len(decodes) > 0 else r
+        if most_s >= decode_s(rows, alone, 1.0, q[col.PROMPT]):
+            return TOO_SLOW
+    return HARM if rows[r, col.OTHERS_MISS] > (_HARMLESS if stance == LATE else 1.0 - own) else ROOM
+
+
 def warm_up() -> None:
     """Compile, or load from the cache, before the first request."""
     rows, streams = np.zeros((2, col.ROW)), np.zeros((2, 2, col.CELL))
     both, numbers, table = np.arange(2), np.ones(col.ASK), np.zeros((1, 2, col.LONGEST_TOKENS + 1))
     least_wait_s(rows, both, 0.0)
-    whole_step_s(rows, streams, 0, 1.0, 1.0, 1.0)
-    divided_step_s(rows, 0, both, both, 1.0, 1.0, 1.0)
-    appraise(rows, streams, table, 0, numbers, False)
+    verdict(rows, streams, table, both, both, both, 0, numbers, False, 0.0, TIMELY, 1.0, 1.0, 1.0)

@@ -7,13 +7,14 @@ beliefs call it; it knows rows and columns, no endpoint, no request, no clock. F
 from penstock_router.kernel.choices import least_cost, least_pair, least_running, least_step, mix
 from penstock_router.kernel.compiled import COMPILED, SOURCES
 from penstock_router.kernel.durations import decode_s, prefill_s, through_s
-from penstock_router.kernel.passes import advance, book, computed, withdraw
+from penstock_router.kernel.passes import advance, book, book_prompt, computed, withdraw
 
 __all__ = [
     "COMPILED",
     "SOURCES",
     "advance",
     "book",
+    "book_prompt",
     "computed",
     "decode_s",
     "least_cost",

@@ -92,6 +92,18 @@ def book(rows: Floats, r: int, new: float, kv: float, now: float) -> None:
 
 
 @compiled
+def book_prompt(
+    rows: Floats, streams: Floats, r: int, j: int, new: float, kv: float, due_s: float, target_itl_s: float, most_tokens: float,
+    kind: int, now: float,
+) -> None:  # fmt: skip
+    """`book` a prompt that waits at endpoint r from now on, in its cell j, which becomes the last one in use."""
+    book(rows, r, new, kv, now)
+    streams[r, j, col.DUE_S], streams[r, j, col.END_TOKENS], streams[r, j, col.TOKENS] = due_s, rows[r, col.EVER], 0.0
+    streams[r, j, col.TARGET_ITL_S], streams[r, j, col.MOST_TOKENS], streams[r, j, col.LENGTH_CLASS] = target_itl_s, most_tokens, kind
+    rows[r, col.CELLS_USED] = j + 1.0
+
+
+@compiled
 def computed(rows: Floats, r: int, new: float, now: float) -> None:
     """A prompt of `new` booked tokens turns out to be through: a pass has just ended at endpoint r."""
     advance(rows, r, now)

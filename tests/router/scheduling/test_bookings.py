@@ -132,6 +132,23 @@ def test_ttft_residuals_are_learned_from_whole_and_divided_requests(build):
         assert scheduler._residuals.deviation_s(0.1) == pytest.approx(0.02, rel=0.01)
 
 
+def test_answers_in_one_piece_teach_no_ttft(build):
+    """When their first token was there nobody has seen: neither the residuals nor the pass watch learn of it, whole or divided."""
+    for endpoints in ([build.endpoint("a")], [build.endpoint("p", Role.PREFILL), build.endpoint("d", Role.DECODE)]):
+        scheduler = build.scheduler(endpoints)
+        before = scheduler._residuals.deviation_s(0.1)
+        for turn in range(100):
+            now = 10.0 * turn
+            booking = scheduler.place([build.ask(900)], now)[0]
+            if booking.placement.decode is None:
+                booking.bind_decode(now)
+            booking.answered(now + 5.0)
+            booking.done(now + 5.0, 5)
+        assert scheduler._residuals.deviation_s(0.1) == before
+        assert not any(one.seen for one in scheduler.profiles._classes.values())
+        assert set(build.counts(scheduler).values()) == {0.0}
+
+
 def test_errors_that_grow_with_the_prediction_are_told_from_those_that_do_not():
     """5 ms on whatever is predicted, and 20 % of it: short predictions teach the one, long ones the other."""
     rng, residuals = Random(3), TtftResiduals()

@@ -159,6 +159,9 @@ def workers(draw: st.DrawFn, decoding: bool) -> Worker:
 
 def believe(scheduler, row: int, worker: Worker) -> None:
     beliefs = scheduler.beliefs
+    for prompt in worker.prompts:
+        beliefs.book_prompt(row, prompt, 0.0, 0.0, 0.0, prompt.due_s, prompt.target_s, math.inf, col.EVERYTHING)
+        beliefs.cells[prompt.cell + col.END_TOKENS] = 1_000_000 + worker.U - prompt.behind
     cells = beliefs.rows[row]
     cells[col.BOOKED], cells[col.COMPUTED], cells[col.PASSING], cells[col.PASS_START_S] = worker.U, worker.D, worker.X, worker.t_e
     cells[col.STREAMS], cells[col.CONTEXT] = len(worker.streams), sum(one.context for one in worker.streams)
@@ -168,9 +171,6 @@ def believe(scheduler, row: int, worker: Worker) -> None:
         beliefs.open_cell(row, one, one.first_s, one.target_s, one.most, col.EVERYTHING)
         beliefs.cells[one.cell + col.LAST_S] = one.last_s
         beliefs.cells[one.cell + col.TOKENS] = one.tokens
-    for prompt in worker.prompts:
-        beliefs.open_prompt(row, prompt, prompt.due_s, prompt.target_s, math.inf, col.EVERYTHING)
-        beliefs.cells[prompt.cell + col.END_TOKENS] -= prompt.behind
 
 
 @pytest.mark.parametrize("divided", [False, True])
