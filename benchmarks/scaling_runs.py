@@ -7,10 +7,11 @@ changed scaler is judged in a minute. Figures are the simulator's own.
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +27,7 @@ from benchmarks.scaling_scenes import SCENES, Scene
 from benchmarks.scaling_watch import Faults, Moment, Watched, factory_named
 from benchmarks.table import RESULTS
 
+T = TypeVar("T")
 BIN_S = 10.0
 KEPT = RESULTS / "scaling-runs"
 
@@ -68,20 +70,19 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     declared_speed: float = 1.0
     """Routers and scaler are told that engines are so many times as fast as they are."""
     faults: Faults = Faults()
-    part_s: tuple[float, float, float] | None = None
-    """Only what arrives from the first to the last of these, counted from the second on: lead-in, then a part of the scene."""
+    part_s: tuple[float, float] | None = None
+    """Only what arrives between these."""
 
     def measure(self) -> "Measured":
         found, watched = self._replay()
         summary = summarise(found)
         good = _good(found)
         arrivals, goods = _binned(found.arrival_s, good)
-        counted = found.arrival_s >= (self.part_s[1] - self.part_s[0] if self.part_s else 0.0)
         return Measured(
             run=self,
-            goodput_ratio=float(good[counted].mean()) if counted.any() else 1.0,
-            good=int(good[counted].sum()),
-            requests=int(counted.sum()),
+            goodput_ratio=float(good.mean()) if len(good) else 1.0,
+            good=int(good.sum()),
+            requests=len(good),
             ttft_met_ratio=summary.ttft_met_ratio,
             itl_met_ratio=summary.itl_met_ratio,
             ttft_mean_s=summary.ttft_s.mean,
@@ -152,11 +153,11 @@ def whole(scene: str, seed: int) -> Workload:
     return SCENES[scene].make(seed)
 
 
-def workload(scene: str, seed: int, part_s: tuple[float, float, float] | None) -> Workload:
+def workload(scene: str, seed: int, part_s: tuple[float, float] | None) -> Workload:
     full = whole(scene, seed)
     if part_s is None:
         return full
-    first, last = np.searchsorted(full.arrival_s, (part_s[0], part_s[2]))
+    first, last = np.searchsorted(full.arrival_s, part_s)
     offsets = full.offsets[first : last + 1]
     return msgspec.structs.replace(
         full,
@@ -245,13 +246,16 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def measure(self, what: str, runs: Sequence[Run]) -> list[Measured]:
-        """All of them, in the order given; says how far it is."""
-        waiting = {self._pool.submit(measured, run): at for at, run in enumerate(runs)}
-        found: list[Measured | None] = [None] * len(runs)
+    def each(self, what: str, work: Callable[[T], Measured], things: Sequence[T]) -> list[Measured]:
+        """The work of all things, in the order given; says how far it is."""
+        waiting = {self._pool.submit(work, thing): at for at, thing in enumerate(things)}
+        found: list[Measured | None] = [None] * len(things)
         for done, future in enumerate(as_completed(waiting), 1):
             found[waiting[future]] = future.result()
-            if sys.stderr.isatty() or done == len(runs):
-                sys.stderr.write(f"\r{what}: {done} of {len(runs)} runs" + ("\n" if done == len(runs) else ""))
+            if sys.stderr.isatty() or done == len(things):
+                sys.stderr.write(f"\r{what}: {done} of {len(things)}" + ("\n" if done == len(things) else ""))
                 sys.stderr.flush()
         return [one for one in found if one is not None]
+
+    def measure(self, what: str, runs: Sequence[Run]) -> list[Measured]:
+        return self.each(what, measured, runs)
