@@ -197,6 +197,26 @@ def operator(
 
 
 @app.command()
+def autoscaler(
+    config: Annotated[Path | None, typer.Option(help="YAML or JSON file of settings (docs/configuration.md).")] = None,
+    kubeconfig: Annotated[str | None, typer.Option(help="[default: the Pod's service account, else $KUBECONFIG]")] = None,
+    watch_namespace: Annotated[str | None, typer.Option(help="The one namespace to look after. [default: all]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Probes and metrics; 0: any free one. [default: 8080]")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as name=value. Repeatable.")] = None,
+) -> None:
+    """Size the pools of a Kubernetes cluster's ModelServices that name bounds.
+
+    Traffic is read from the Redis that PENSTOCK_REDIS_URL names (or the file that PENSTOCK_REDIS_URL_FILE names). Several may run: one
+    at a time acts on a model. For one machine: penstock up --autoscale.
+    """
+    from penstock_cli.autoscaler_command import run_from_settings
+
+    settings: dict[str, Any] = {"kubeconfig": kubeconfig, "watch_namespace": watch_namespace, "port": port, "log_level": log_level}
+    raise typer.Exit(run_from_settings(config, settings, set_ or []))
+
+
+@app.command()
 def fill_secret(
     name: Annotated[str, typer.Argument(help="Name of the Secret.")],
     namespace: Annotated[str, typer.Option(help="Where it is.")] = "penstock-system",

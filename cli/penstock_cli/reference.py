@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from penstock_autoscaler import config as autoscaler_config
 from penstock_core import metric_names
 from penstock_core.metric_names import Metric
+from penstock_operator import config as operator_config
 from penstock_router import config as router_config
 from penstock_worker import config as worker_config
 
@@ -71,6 +73,8 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     Path("docs/configuration.md"): {
         "router settings": lambda: settings_table(router_config.RouterConfig, router_config.RANGES),
         "worker settings": lambda: settings_table(worker_config.WorkerConfig, worker_config.RANGES),
+        "autoscaler settings": lambda: settings_table(autoscaler_config.AutoscalerConfig, autoscaler_config.RANGES),
+        "operator settings": lambda: settings_table(operator_config.OperatorConfig, operator_config.RANGES),
     },
     Path("docs/resources.md"): resource_tables.TABLES,
 }

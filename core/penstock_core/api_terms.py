@@ -15,6 +15,13 @@ API_VERSION = f"{GROUP}/{VERSION}"
 PREFIX = f"{GROUP}/"
 """Of every label and annotation of ours."""
 
+SERVICE_LABEL, POOL_LABEL, RANK_LABEL = f"{PREFIX}model-service", f"{PREFIX}pool", f"{PREFIX}rank"
+"""On every worker Pod; rank 0 leads a replica and answers."""
+DRAIN_ANNOTATION = f"{PREFIX}drain"
+"""On a Pod: why it leaves."""
+OPERATOR_MANAGER = "penstock-operator"
+"""Field manager of what the operator writes."""
+
 DNS_LABEL = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """RFC 1035: a ModelService's name is also its Service's, and a Service's name must begin with a letter."""
 DNS_LABEL_WORDS = "lower-case letters, digits and '-', a letter first, no '-' last"

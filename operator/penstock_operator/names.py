@@ -8,20 +8,19 @@ import hashlib
 from typing import Any
 
 import msgspec
+from penstock_core import api_terms
 from penstock_core.api_terms import PREFIX
 
-FIELD_MANAGER = "penstock-operator"
+FIELD_MANAGER = api_terms.OPERATOR_MANAGER
 DRAIN_MANAGER = "penstock-operator-drain"
 """Owns the drain annotations alone, so that applying a Pod again does not take them away."""
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "penstock-operator"}
 MANAGED_SELECTOR = "app.kubernetes.io/managed-by=penstock-operator"
 
-SERVICE_LABEL = f"{PREFIX}model-service"
-POOL_LABEL = f"{PREFIX}pool"
+SERVICE_LABEL, POOL_LABEL, RANK_LABEL = api_terms.SERVICE_LABEL, api_terms.POOL_LABEL, api_terms.RANK_LABEL
 ROLE_LABEL = f"{PREFIX}role"
 REPLICA_LABEL = f"{PREFIX}replica"
-RANK_LABEL = f"{PREFIX}rank"
 TEMPLATE_HASH_LABEL = f"{PREFIX}template-hash"
 KV_GENERATION_LABEL = f"{PREFIX}kv-generation"
 
@@ -31,8 +30,7 @@ START_REPLICAS_ANNOTATION = f"{PREFIX}start-replicas"
 """On a WorkerPool: the pool's `replicas` of the ModelService that was applied last."""
 SECRETS_ANNOTATION = f"{PREFIX}secrets"
 """On a Pod: keyed digest of what its Secret held when it was made."""
-DRAIN_ANNOTATION = f"{PREFIX}drain"
-"""On a Pod: why it leaves."""
+DRAIN_ANNOTATION = api_terms.DRAIN_ANNOTATION
 DRAIN_DEADLINE_ANNOTATION = f"{PREFIX}drain-deadline"
 """On a Pod: when it is deleted whatever still runs, RFC 3339."""
 

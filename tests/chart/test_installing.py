@@ -25,7 +25,7 @@ from tests.operator.conftest import OperatorProcess
 Object = dict[str, Any]
 SECRET = f"/api/v1/namespaces/{NAMESPACE}/secrets/penstock-secrets"
 IMAGE = f"penstock:{yaml.safe_load((CHART / 'Chart.yaml').read_text())['appVersion']}"
-DEPLOYMENTS = ("penstock-operator", "penstock-redis", "penstock-router")
+DEPLOYMENTS = ("penstock-autoscaler", "penstock-operator", "penstock-redis", "penstock-router")
 MODELS = "models"
 PASSING = {"events"}
 """They go by themselves."""

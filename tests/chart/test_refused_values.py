@@ -29,7 +29,9 @@ REFUSED = [
     (["apiKeys.keys.sk-1.tenant=a", "apiKeys.existing=b"], ["apiKeys.existing and apiKeys.keys are both set; allowed: one of them"]),
     (["router.resources.requests.cpu=lots"], ["at '/router/resources/requests/cpu'", "does not match pattern"]),
     (["networkPolicy.clients[0].namespace=x"], ["at '/networkPolicy/clients/0'", "additional properties 'namespace' not allowed"]),
-    (["autoscaler.enabled=true"], ["additional properties 'autoscaler' not allowed"]),
+    (["autoscaler.replicas=9"], ["at '/autoscaler/replicas'", "maximum: got 9, want 5"]),
+    (["autoscaler.settings.port=1"], ["autoscaler.settings has port; allowed: settings that the chart does not set itself"]),
+    (["planner.enabled=true"], ["additional properties 'planner' not allowed"]),
 ]
 
 
@@ -61,6 +63,7 @@ def test_right_values_of_every_kind_pass(go_programs: Programs) -> None:
         "redis.bundled.enabled=false",
         "redis.existing.name=team-redis",
         "fullnameOverride=p",
+        "autoscaler.enabled=false",
     ]
     done = helm(go_programs, "template", "penstock", str(CHART), *(word for value in values for word in ("--set", value)))
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from chart_renders import CHART, INSTALL, RENDERS, ROOT, VALUES, Render, helm, rendered
 from go_programs import Programs
+from penstock_autoscaler.config import AutoscalerConfig
+from penstock_autoscaler.rights import RULES as AUTOSCALER_RULES
 from penstock_core import metric_names
 from penstock_core.errors import Outcome
 from penstock_operator.config import OperatorConfig
@@ -32,6 +34,11 @@ def same(one: list[Object], other: list[Object]) -> bool:
     """Whether two lists hold the same rules, in whatever order."""
     first, second = (sorted(json.dumps(rule, sort_keys=True) for rule in rules) for rules in (one, other))
     return first == second
+
+
+def accounts(found: list[Object]) -> list[str]:
+    """Names of the ServiceAccounts."""
+    return [one["metadata"]["name"] for one in found if one["kind"] == "ServiceAccount"]
 
 
 def named(found: list[Object], kind: str, name: str) -> Object:
@@ -71,7 +78,7 @@ def test_a_render_without_the_prometheus_operator_has_none_of_its_kinds() -> Non
 def test_rights_are_those_that_the_operator_names(render: Render) -> None:
     """The list in the code, no wildcard, and a Role instead of a ClusterRole where one namespace is looked after."""
     found = objects(render.path)
-    operator = next(one for one in found if one["kind"] == "ServiceAccount")["metadata"]["name"]
+    operator = next(name for name in accounts(found) if name.endswith("-operator"))
     roles = {one["metadata"]["name"]: one for one in found if one["kind"] in ("Role", "ClusterRole")}
     wide = next(roles[name] for name in roles if name.endswith(operator))
     assert wide["kind"] == ("Role" if render.path.stem == "namespaced" else "ClusterRole")
@@ -82,6 +89,18 @@ def test_rights_are_those_that_the_operator_names(render: Render) -> None:
 
 
 @pytest.mark.parametrize("render", RENDERS, ids=lambda render: render.path.stem)
+def test_rights_are_those_that_the_autoscaler_names(render: Render) -> None:
+    """One role, of a namespace where one is looked after, and none for Leases or Secrets."""
+    found = objects(render.path)
+    autoscaler = next(name for name in accounts(found) if name.endswith("-autoscaler"))
+    (role,) = [one for one in found if one["kind"] in ("Role", "ClusterRole") and one["metadata"]["name"].endswith(autoscaler)]
+    assert role["kind"] == ("Role" if render.path.stem == "namespaced" else "ClusterRole")
+    assert same(role["rules"], [*AUTOSCALER_RULES])
+    (binding,) = [one for one in found if one["kind"] == f"{role['kind']}Binding" and one["roleRef"]["name"] == role["metadata"]["name"]]
+    assert [one["name"] for one in binding["subjects"]] == [autoscaler]
+
+
+@pytest.mark.parametrize("render", RENDERS, ids=lambda render: render.path.stem)
 def test_settings_are_ones_that_the_processes_take(render: Render) -> None:
     """A setting renamed in the code must not survive in the chart; API keys are in the form that the router reads."""
     found = objects(render.path)
@@ -89,6 +108,7 @@ def test_settings_are_ones_that_the_processes_take(render: Render) -> None:
     router = yaml.safe_load(maps["router"]["data"]["router.yaml"])
     to_settings(router | ({"redis_url": "redis://redis"} if router.get("models") else {}), RouterConfig, "router")
     to_settings(yaml.safe_load(maps["operator"]["data"]["operator.yaml"]), OperatorConfig, "operator")
+    to_settings(yaml.safe_load(maps["autoscaler"]["data"]["autoscaler.yaml"]), AutoscalerConfig, "autoscaler")
     for one in found:
         if one["kind"] == "Secret" and "keys.yaml" in one.get("data", {}):
             assert parse_keys(base64.b64decode(one["data"]["keys.yaml"]))["sk-example"].tenant == "search"
@@ -106,10 +126,12 @@ def test_a_router_has_time_to_finish_its_streams() -> None:
         assert router["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
-def test_only_the_operator_gets_a_token() -> None:
-    """Routers and Redis have nothing to say to the API server."""
-    for spec in pod_specs(objects(INSTALL)):
-        assert ("serviceAccountName" in spec) != (spec.get("automountServiceAccountToken") is False)
+def test_only_operator_and_autoscaler_get_a_token() -> None:
+    """Routers and Redis have nothing to say to the API server; and the autoscaler nothing to workers, so it has no fleet token."""
+    specs = {spec["containers"][0]["name"]: spec for spec in pod_specs(objects(INSTALL))}
+    assert {name for name, spec in specs.items() if "serviceAccountName" in spec} == {"operator", "autoscaler"}
+    assert {name for name, spec in specs.items() if spec.get("automountServiceAccountToken") is False} == {"router", "redis"}
+    assert {one["name"] for one in specs["autoscaler"]["containers"][0]["env"]} == {"REDIS_PASSWORD", "PENSTOCK_REDIS_URL"}
 
 
 def test_the_chart_has_the_version_of_the_code() -> None:

@@ -40,7 +40,7 @@ def lint(tree: Path, folders: list[str]) -> subprocess.CompletedProcess[str]:
         ("dataplane/penstock_dataplane/planted.py", "import penstock_kvindex", "Layers"),
         ("router/penstock_router/planted.py", "import redis", "redis lives in kvindex"),
         ("worker/penstock_worker/planted.py", "import penstock_operator", "Layers"),
-        ("cli/penstock_cli/planted.py", "import kubernetes", "kopf lives in operator, kubernetes there and in one module of cli"),
+        ("cli/penstock_cli/planted.py", "import kubernetes", "kopf lives in operator, kubernetes there and in one module each"),
         ("core/penstock_core/planted.py", "import pydantic", "pydantic lives in core"),
         ("router/penstock_router/planted.py", "import penstock_core.api", "the resource types stay off"),
     ],

@@ -62,15 +62,21 @@ app.kubernetes.io/part-of: penstock
 {{/* Environment of the processes that speak to workers and to Redis. */}}
 {{- define "penstock.secretEnv" -}}
 {{- $secret := include "penstock.secretName" . -}}
-{{- $redis := include "penstock.redisKind" . -}}
 - {name: PENSTOCK_FLEET_TOKEN, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: fleet-token}}}
 - {name: PENSTOCK_CHUNK_SECRET, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: chunk-secret}}}
-{{- if eq $redis "bundled" }}
+{{ include "penstock.redisEnv" . }}
+{{- end -}}
+
+{{/* Of the process that speaks to Redis only. */}}
+{{- define "penstock.redisEnv" -}}
+{{- $secret := include "penstock.secretName" . -}}
+{{- $redis := include "penstock.redisKind" . -}}
+{{- if eq $redis "bundled" -}}
 - {name: REDIS_PASSWORD, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: redis-password}}}
 - {name: PENSTOCK_REDIS_URL, value: "redis://:$(REDIS_PASSWORD)@{{ include "penstock.fullname" . }}-redis.{{ .Release.Namespace }}.svc:6379/0"}
-{{- else if eq $redis "own" }}
+{{- else if eq $redis "own" -}}
 - {name: PENSTOCK_REDIS_URL, valueFrom: {secretKeyRef: {name: {{ include "penstock.fullname" . }}-redis-url, key: redis-url}}}
-{{- else }}
+{{- else -}}
 - {name: PENSTOCK_REDIS_URL, valueFrom: {secretKeyRef: {name: {{ .Values.redis.existing.name }}, key: {{ .Values.redis.existing.key }}}}}
 {{- end }}
 {{- end -}}
