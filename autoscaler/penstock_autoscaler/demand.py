@@ -1,19 +1,30 @@
-"""How many replicas the traffic asks for by arithmetic alone: the fluid bound.
+"""How many replicas a rate of requests asks for: the fluid bound first, then sizes near it in replays.
 
-Pure; `scaler` calls it. Seconds of prefill that arrive a second, decode streams that are open at once, and the KV they hold, each against
-what one replica has. It knows no queues: sizes near it are tried in a replay where there is one.
+`scaler` calls it. The bound is arithmetic: seconds of prefill that arrive a second, streams that are open at once and the KV they hold,
+each against what a replica has. It knows no queues, so a replay of the latest requests says how many more, or fewer, are right; where there
+is no what-if, no time left for it, or too few requests, the bound stands, corrected by what replays said before.
 """
 
-import msgspec
-import numpy as np
-from penstock_core.endpoint import Role
-from penstock_core.slo import Slo
-from penstock_core.traffic import Window
+import math
+from collections.abc import Mapping, Sequence
 
+import msgspec
+from penstock_core.endpoint import Role
+from penstock_core.slo import Attainment, Slo
+
+from penstock_autoscaler.memory import Memory, Tried
 from penstock_autoscaler.observation import Pool
+from penstock_autoscaler.ports import WhatIf
+from penstock_autoscaler.sample import Sample
+from penstock_autoscaler.search import Bounds, Found, fewest
 
 BUSY_RATIO = 0.8
 """Share of a replica's time, or of its KV, that can be planned with: beyond it queues grow out of proportion."""
+LEAST_REQUESTS = 40
+"""Fewer are no sample."""
+_RATE_STEP = 0.01
+"""Rates nearer to one another than this share count as the same."""
+_LEARN_RATIO = 0.3
 
 
 class Mix(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,21 +37,13 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: float
 
 
-def mix(traffic: Window) -> Mix:
-    """Of a window; hits and outputs as measured on the requests that ended in it, zero where none did."""
-    ended = traffic.ended
-    share = float(ended.hit_tokens.sum() / max(1, ended.prompt_tokens.sum()))
-    prompt = traffic.prompt_tokens if len(traffic.prompt_tokens) else ended.prompt_tokens
-    mean = float(prompt.mean()) if len(prompt) else 0.0
-    return Mix(
-        rate=traffic.arrivals / max(1e-9, traffic.length_s),
-        prompt_tokens=mean,
-        hit_tokens=share * mean,
-        output_tokens=float(ended.output_tokens[ended.ok].mean()) if ended.ok.any() else 0.0,
-    )
+def mix(asked: Sample, rate: float) -> Mix:
+    """Of a sample, at that rate."""
+    prompts, hits, outputs = (float(one.mean()) for one in (asked.prompt_tokens, asked.hit_tokens, asked.output_tokens))
+    return Mix(rate=rate, prompt_tokens=prompts, hit_tokens=hits, output_tokens=outputs)
 
 
-def fluid(asked: Mix, pools: tuple[Pool, ...], slo: Slo) -> dict[str, float]:
+def fluid(asked: Mix, pools: Sequence[Pool], slo: Slo) -> dict[str, float]:
     """Replicas by pool that the mix keeps busy for BUSY_RATIO of their time, not rounded.
 
     Pools that do both take whole requests; where there are dedicated ones, prompts go to those that prefill, answers to those that decode.
@@ -48,8 +51,7 @@ def fluid(asked: Mix, pools: tuple[Pool, ...], slo: Slo) -> dict[str, float]:
     needed = {}
     for pool in pools:
         prefill = _prefill(asked, pool) if pool.role is not Role.DECODE else 0.0
-        decode = _decode(asked, pool, slo, prefill) if pool.role is not Role.PREFILL else 0.0
-        needed[pool.name] = max(prefill, decode)
+        needed[pool.name] = prefill if pool.role is Role.PREFILL else max(prefill, _decode(asked, pool, slo, prefill))
     return needed
 
 
@@ -60,16 +62,80 @@ def _prefill(asked: Mix, pool: Pool) -> float:
 
 def _decode(asked: Mix, pool: Pool, slo: Slo, prefill: float) -> float:
     """Replicas whose streams keep the ITL target and whose KV holds them, beside `prefill` replicas' worth of prompts."""
-    if asked.output_tokens <= 0.0 or asked.rate <= 0.0:
-        return 0.0
     context = asked.prompt_tokens + asked.output_tokens / 2.0
-    for replicas in np.arange(1, 4 * pool.max_replicas + 1) / 4.0:
-        rate = asked.rate / replicas
-        left = 1.0 - (prefill * BUSY_RATIO / replicas if pool.role is Role.BOTH else 0.0)
-        streams = 0.0
-        for _ in range(20):
-            step_s = pool.profile.decode_s(max(1, round(streams)), streams * context) / max(0.05, left)
-            streams = rate * asked.output_tokens * step_s
-        if left > 1.0 - BUSY_RATIO and step_s <= slo.itl_s and streams * context <= BUSY_RATIO * pool.profile.kv_tokens:
-            return float(replicas)
-    return float(pool.max_replicas)
+    low, high = 0.0, 1.0
+    while not _holds(asked, pool, slo, prefill, high, context) and high < 4_096.0:
+        low, high = high, high * 2.0
+    for _ in range(12):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if _holds(asked, pool, slo, prefill, middle, context) else (middle, high)
+    return high
+
+
+def _holds(asked: Mix, pool: Pool, slo: Slo, prefill: float, replicas: float, context: float) -> bool:
+    left = 1.0 - (prefill * BUSY_RATIO / replicas if pool.role is Role.BOTH else 0.0)
+    if left <= 1.0 - BUSY_RATIO:
+        return False
+    streams, step_s = 1.0, 0.0
+    for _ in range(40):
+        step_s = pool.profile.decode_s(max(1, round(streams)), streams * context) / left
+        streams = asked.rate / replicas * asked.output_tokens * step_s
+        if step_s > slo.itl_s or streams > pool.profile.max_streams or streams * context > BUSY_RATIO * pool.profile.kv_tokens:
+            return False
+    return True
+
+
+class Demand:
+    """State: what of this decision's CPU budget is left. One object a decision; what it learns goes into the Memory."""
+
+    def __init__(self, memory: Memory, what_if: WhatIf | None, now_s: float, budget_s: float, fresh_s: float) -> None:
+        """`fresh_s`: how long a trial of an earlier decision still counts."""
+        self._memory, self._what_if, self._now_s, self.left_s = memory, what_if, now_s, budget_s
+        memory.tried = [one for one in memory.tried if one.at_s > now_s - fresh_s]
+        self.replays = 0
+
+    def sizes(self, asked: Sample, rate: float, pools: Sequence[Pool], slo: Slo, bounds: Bounds, goal_ratio: float) -> Found:
+        """The fewest accelerators that reach the goal at that rate."""
+        bound = fluid(mix(asked, rate), pools, slo)
+        guess = {name: math.ceil(replicas * self._memory.corrections.get(name, 1.0) - 0.02) for name, replicas in bound.items()}
+        if self._what_if is None or asked.requests < LEAST_REQUESTS:
+            sizes = bounds.within(guess)
+            return Found(sizes=sizes, attainment_ratio=None, met=all(sizes[name] >= guess[name] for name in guess))
+        at_rate = asked.at_rate(rate)
+
+        def trial(sizes: dict[str, int]) -> Attainment | None:
+            return self._known(sizes, rate, goal_ratio) or self._replay(sizes, pools, at_rate, rate, slo)
+
+        found = fewest(guess, pools, bounds, goal_ratio, trial)
+        if found.attainment_ratio is not None and found.met:
+            self._correct(bound, found.sizes, bounds)
+        return found
+
+    def _replay(self, sizes: dict[str, int], pools: Sequence[Pool], asked: Sample, rate: float, slo: Slo) -> Attainment | None:
+        if self._what_if is None or self.left_s <= 0.0:
+            return None
+        answer = self._what_if.replay(sizes, pools, asked, slo, self.left_s)
+        self.left_s -= answer.spent_s
+        self.replays += 1
+        if answer.attainment is not None:
+            self._memory.tried.append(Tried(self._now_s, dict(sizes), rate, answer.attainment))
+        return answer.attainment
+
+    def _known(self, sizes: Mapping[str, int], rate: float, goal_ratio: float) -> Attainment | None:
+        """What was seen of these sizes a moment ago, where it decides."""
+        for one in reversed(self._memory.tried):
+            if one.sizes != sizes:
+                continue
+            met = (one.attainment.goodput_ratio or 0.0) >= goal_ratio
+            if one.rate >= rate * (1.0 - _RATE_STEP) if met else one.rate <= rate * (1.0 + _RATE_STEP):
+                return one.attainment
+        return None
+
+    def _correct(self, bound: dict[str, float], sizes: dict[str, int], bounds: Bounds) -> None:
+        """The bound, times this, rounded up, gives what replays found: half a replica below the size found."""
+        for name, replicas in bound.items():
+            if bounds.least[name] < sizes[name] < bounds.most[name] and replicas > 0.05:
+                before = self._memory.corrections.get(name, 1.0)
+                if math.ceil(replicas * before - 0.02) != sizes[name]:
+                    before += _LEARN_RATIO * ((sizes[name] - 0.5) / replicas - before)
+                self._memory.corrections[name] = min(4.0, max(0.1, before))

@@ -7,11 +7,15 @@ from typing import Any, get_args
 
 import msgspec
 import numpy as np
+from penstock_core.slo import Attainment
 from penstock_core.traffic import Window
 
+from penstock_autoscaler.forecast import Season
 from penstock_autoscaler.settings import ScalerSettings
+from penstock_autoscaler.trend import Count
 
 MOST_WINDOWS = 512
+MOST_COUNTS = 80
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -21,24 +25,48 @@ class Wanted(msgspec.Struct, frozen=True):
     replicas: dict[str, int]
 
 
+class Tried(msgspec.Struct, frozen=True):
+    """What a replay said."""
+
+    at_s: float
+    sizes: dict[str, int]
+    rate: float
+    attainment: Attainment
+
+
 class Memory(msgspec.Struct, kw_only=True):
-    """Of one model; changed by `Scaler.step` only."""
+    """Of one model; changed by `Scaler.step` and what it calls, by nobody else."""
 
     windows: list[Window] = []
     """Traffic of the latest `sample_s`, oldest first."""
+    counts: list[Count] = []
+    """Arrivals of the latest `trend_s`, oldest first."""
+    season: Season = msgspec.field(default_factory=Season)
     wanted: list[Wanted] = []
-    """Of the latest `stable_s`, oldest first."""
+    """Since the stable window began, oldest first."""
+    tried: list[Tried] = []
+    corrections: dict[str, float] = {}
+    """By pool: what the fluid bound is multiplied with."""
+    counted: float = 0.0
+    """Requests that ended lately, older ones for less."""
+    missed: float = 0.0
+    """Of them, those that missed a target."""
 
     def add(self, traffic: Window, settings: ScalerSettings) -> None:
-        """Keep the newest interval, and forget what is too old."""
+        """Keep the newest interval, and forget what is too old. An interval that was lost begins the counts anew."""
+        if self.counts and abs(self.counts[-1].until_s - traffic.since_s) > 0.5 * settings.period_s:
+            self.windows, self.counts, self.wanted = [], [], []
         since_s = traffic.until_s - settings.sample_s
-        self.windows = [one for one in self.windows if one.until_s > since_s and one.until_s <= traffic.since_s][1 - MOST_WINDOWS :]
+        self.windows = [one for one in self.windows if one.until_s > since_s][1 - MOST_WINDOWS :]
         self.windows.append(traffic)
+        counts = [one for one in self.counts if one.until_s > traffic.until_s - settings.trend_s]
+        self.counts = [*counts, Count(traffic.until_s, traffic.length_s, traffic.arrivals)][-MOST_COUNTS:]
+        self.season.learn(traffic.until_s, traffic.length_s, traffic.arrivals)
 
 
 def encode(memory: Memory) -> bytes:
     """As MessagePack."""
-    return msgspec.msgpack.encode(memory, enc_hook=_as_list)
+    return msgspec.msgpack.encode(memory, enc_hook=_as_bytes)
 
 
 def decode(kept: bytes) -> Memory:
@@ -46,12 +74,13 @@ def decode(kept: bytes) -> Memory:
     return msgspec.msgpack.decode(kept, type=Memory, dec_hook=_as_array)
 
 
-def _as_list(value: object) -> list[Any]:
+def _as_bytes(value: object) -> bytes:
     if not isinstance(value, np.ndarray):
         raise NotImplementedError(f"{type(value)} has no form as MessagePack")
-    listed: list[Any] = value.tolist()
-    return listed
+    return value.tobytes()
 
 
 def _as_array(form: Any, value: object) -> object:
-    return np.array(value, dtype=get_args(get_args(form)[1])[0])
+    if not isinstance(value, bytes):
+        raise ValueError(f"an array is {type(value)}; allowed: bytes")
+    return np.frombuffer(value, dtype=get_args(get_args(form)[1])[0])

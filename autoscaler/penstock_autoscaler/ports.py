@@ -99,10 +99,18 @@ class Brain(Protocol):
         ...
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """Of a replay."""
+
+    attainment: Attainment | None
+    """None: more CPU seconds than allowed were needed, or there is no replica that could serve."""
+    spent_s: float
+    """CPU seconds."""
+
+
 class WhatIf(Protocol):
     """Replays traffic at another size. CPU-bound: whoever steps the brain gives it a thread or process of its own."""
 
-    def replay(self, sizes: Mapping[str, int], pools: Sequence[Pool], asked: Sample, slo: Slo, budget_s: float) -> Attainment | None:
-        """How the requests would fare with so many ready replicas a pool, those at the start left out; None: more CPU seconds than
-        `budget_s` were needed, or no pool has a replica that can serve."""
+    def replay(self, sizes: Mapping[str, int], pools: Sequence[Pool], asked: Sample, slo: Slo, budget_s: float) -> Answer:
+        """How the requests would fare with so many ready replicas a pool, those at the start left out."""
         ...

@@ -47,7 +47,8 @@ def sample(windows: Sequence[Window], most: int) -> Sample | None:
         return None
     since = max(0, arrivals - most)
     prompts, arrived = whole.prompt_tokens[since:], whole.arrival_s[since:]
-    like = _alike(prompts, arrived, answered)
+    like, own = _alike(prompts, arrived, answered)
+    prompts = np.where(own, answered.prompt_tokens[like], prompts)
     share = answered.hit_tokens[like] / np.maximum(1, answered.prompt_tokens[like])
     return Sample(
         arrival_s=arrived - (arrived[0] if since else whole.since_s),
@@ -62,15 +63,28 @@ def _answered(ended: Ended) -> Ended:
     return Ended(**{name: getattr(ended, name)[known] for name in Ended.__struct_fields__})
 
 
-def _alike(prompts: NDArray[np.int64], arrived: NDArray[np.float64], answered: Ended) -> NDArray[np.int64]:
-    """Index of an answered request for each arrival: its own where it has ended, else one with about that prompt. Shape (N,)."""
+def _alike(prompts: NDArray[np.int64], arrived: NDArray[np.float64], answered: Ended) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(index of an answered request for each arrival, whether it is its own), shape (N,); else it is one with about that prompt.
+
+    What routers guess of a prompt's length may differ from what engines count, so a request is known by its moment.
+    """
     order = np.lexsort((answered.arrival_s, answered.prompt_tokens))
     ranks = np.searchsorted(answered.prompt_tokens[order], prompts)
     spread = np.arange(len(prompts)) * 7 % 11 - 5  # several that look for the same length find several answers
     like = order[np.clip(ranks + spread, 0, len(order) - 1)]
-    by_time = np.argsort(answered.arrival_s, kind="stable")
-    at = np.minimum(np.searchsorted(answered.arrival_s[by_time], arrived), len(by_time) - 1)
-    own = by_time[at]
-    same = (answered.arrival_s[own] == arrived) & (answered.prompt_tokens[own] == prompts)
-    found: NDArray[np.int64] = np.where(same, own, like)
-    return found
+    own = _own(prompts, arrived, answered)
+    return np.where(own >= 0, own, like), own >= 0
+
+
+def _own(prompts: NDArray[np.int64], arrived: NDArray[np.float64], answered: Ended) -> NDArray[np.int64]:
+    """Index of each arrival's own end, −1: it has none yet. Of several that came in one instant, the one with the nearest prompt."""
+    ends: dict[float, list[int]] = {}
+    for index, at in enumerate(answered.arrival_s.tolist()):
+        ends.setdefault(at, []).append(index)
+    own = np.full(len(prompts), -1)
+    for number, (at, prompt) in enumerate(zip(arrived.tolist(), prompts.tolist(), strict=True)):
+        left = ends.get(at)
+        if left:
+            own[number] = min(left, key=lambda one: abs(int(answered.prompt_tokens[one]) - prompt))
+            left.remove(int(own[number]))
+    return own

@@ -1,19 +1,29 @@
 """The autoscaler's brain: one object a model, one step a period, from an Observation to a Decision.
 
-The loop (live) and the simulator call `step`; it reads no clock, does no I/O and remembers only what is in its Memory.
+The loop (live) and the simulator call `step`; it reads no clock, does no I/O and remembers only what is in its Memory. Numbers come
+from `trend`, `forecast` and `demand`, rules from `decide` and `split`.
 """
 
-import math
+import numpy as np
+from penstock_core.slo import Slo
+from penstock_core.traffic import Ended, Window
 
-import msgspec
-from penstock_core.traffic import joined
-
+from penstock_autoscaler.decide import Resized, bounds_of, hold_s, late, resize
 from penstock_autoscaler.decision import Decision, Reason
-from penstock_autoscaler.demand import fluid, mix
+from penstock_autoscaler.demand import Demand
+from penstock_autoscaler.forecast import Forecast, forecast
 from penstock_autoscaler.memory import Memory, Wanted, decode, encode
-from penstock_autoscaler.observation import Observation, Pool
+from penstock_autoscaler.observation import Observation
 from penstock_autoscaler.ports import WhatIf
+from penstock_autoscaler.sample import Sample, sample
+from penstock_autoscaler.search import Bounds, Found
 from penstock_autoscaler.settings import ScalerSettings
+from penstock_autoscaler.split import switches
+from penstock_autoscaler.trend import trend
+
+_PRIOR_REQUESTS = 200.0
+_STRICTEST = 0.3
+"""The goal allows at least this share of the misses that the target allows."""
 
 
 class Scaler:
@@ -34,36 +44,133 @@ class Scaler:
 
     def step(self, seen: Observation) -> Decision:
         """What to have now. Call it once a period, with the traffic since the last call."""
-        here = {pool.name: pool.desired for pool in seen.pools}
         if seen.traffic is None:
-            message = "No router has said what arrived: nothing is changed."
-            return Decision(at_s=seen.now_s, desired=here, reason=Reason.NO_DATA, message=message, valid=False)
-        self.memory.add(seen.traffic, self._settings)
+            return _unchanged(seen, Reason.NO_DATA, "No router has said what arrived: nothing is changed.", valid=False)
+        self._add(seen.traffic, seen.target.slo, 1.0 - seen.target.attainment_ratio)
         if seen.paused:
-            return Decision(at_s=seen.now_s, desired=here, reason=Reason.PAUSED, message=f"Paused: {seen.paused}.")
-        asked = mix(joined(self.memory.windows))
-        needed = {name: math.ceil(replicas) for name, replicas in fluid(asked, seen.pools, seen.target.slo).items()}
-        self._remember(seen.now_s, needed)
-        desired = {pool.name: self._size(pool, needed[pool.name], seen) for pool in seen.pools}
-        reason = Reason.STEADY
-        if any(desired[name] != here[name] for name in here):
-            reason = Reason.UP if any(desired[name] > here[name] for name in here) else Reason.DOWN
-        words = ", ".join(f"{pool.name} {here[pool.name]} → {desired[pool.name]}" for pool in seen.pools)
+            return _unchanged(seen, Reason.PAUSED, f"Paused: {seen.paused}.")
+        if seen.pools and all(pool.name in seen.overridden for pool in seen.pools):
+            return _unchanged(seen, Reason.OVERRIDDEN, "; ".join(f"{name}: {who}" for name, who in seen.overridden.items()) + ".")
+        expected = self._forecast(seen)
+        busy = expected.now > 0.0 or seen.traffic.waiting > 0 or seen.traffic.arrivals > 0
+        bounds = bounds_of(seen, busy or not self._idle(seen.now_s))
+        asked = sample(self.memory.windows, self._settings.sample_requests)
+        if asked is None or expected.now <= 0.0:
+            return self._without_sample(seen, bounds, busy)
+        return self._sized(seen, asked, expected, bounds)
+
+    def _sized(self, seen: Observation, asked: Sample, expected: Forecast, bounds: Bounds) -> Decision:
+        settings, slo = self._settings, seen.target.slo
+        goal = self._goal(seen.target.attainment_ratio)
+        here = {pool.name: pool.desired for pool in seen.pools}
+        demand = Demand(self.memory, self._what_if, seen.now_s, settings.replay_budget_s, settings.replay_fresh_s)
+        needed = demand.sizes(asked, expected.expected, seen.pools, slo, bounds, goal)
+        kept = needed
+        if any(needed.sizes[name] < here[name] for name in here):
+            kept = demand.sizes(asked, expected.expected * (1.0 + settings.margin_ratio), seen.pools, slo, bounds, goal)
+        self._remember(
+            seen, {name: min(here[name], size) if needed.sizes[name] <= here[name] else size for name, size in kept.sizes.items()}
+        )
+        resized = resize(seen.pools, needed.sizes, needed.met, self.memory.wanted, seen.now_s, settings, bounds)
+        return self._decision(seen, resized, needed, expected, goal, asked, kept, demand)
+
+    def _decision(
+        self,
+        seen: Observation,
+        resized: Resized,
+        needed: Found,
+        expected: Forecast,
+        goal: float,
+        asked: Sample,
+        kept: Found,
+        demand: Demand,
+    ) -> Decision:
+        here = {pool.name: pool.desired for pool in seen.pools}
+        spare = {name: here[name] - kept.sizes[name] for name in here if name not in seen.overridden}
+        answer_s = float(asked.output_tokens.mean()) * seen.target.slo.itl_s
+        switched = switches(here, resized.desired, spare, seen.pools, seen.replicas, answer_s)
+        desired = dict(resized.desired)
+        for one in switched:
+            giver = next(replica.pool for replica in seen.replicas if replica.id == one.replica)
+            desired[giver] = min(desired[giver], here[giver]) - 1
+        facts = {
+            "rate_now": expected.now,
+            "rate_expected": expected.expected,
+            "goal_ratio": goal,
+            "replays": float(demand.replays),
+            **{f"needed {name}": float(size) for name, size in needed.sizes.items()},
+        }
+        if needed.attainment_ratio is not None:
+            facts["predicted_ratio"] = needed.attainment_ratio
         return Decision(
             at_s=seen.now_s,
             desired=desired,
-            reason=reason,
-            message=f"{asked.rate:.2f} requests/s: {words}.",
-            facts=msgspec.structs.asdict(asked),
+            switches=switched,
+            late=late(seen, self._settings),
+            reason=Reason.SWITCH if switched else resized.reason,
+            message=_words(here, desired, resized, needed, expected, goal),
+            facts=facts,
         )
 
-    def _remember(self, now_s: float, needed: dict[str, int]) -> None:
-        since_s = now_s - self._settings.stable_s
-        self.memory.wanted = [*(one for one in self.memory.wanted if one.at_s > since_s), Wanted(now_s, needed)]
+    def _without_sample(self, seen: Observation, bounds: Bounds, busy: bool) -> Decision:
+        """Nobody comes, or nobody has been answered yet: what is there stays, but for what the bounds say."""
+        here = {pool.name: pool.desired for pool in seen.pools}
+        sizes = bounds.within(here if busy else dict(bounds.least))
+        self._remember(seen, sizes)
+        resized = resize(seen.pools, sizes, True, self.memory.wanted, seen.now_s, self._settings, bounds)
+        words = "Requests have come and none has been answered yet" if busy else "No requests"
+        message = f"{words}: {_change(here, resized.desired)}."
+        return Decision(at_s=seen.now_s, desired=resized.desired, late=late(seen, self._settings), reason=resized.reason, message=message)
 
-    def _size(self, pool: Pool, needed: int, seen: Observation) -> int:
-        if pool.name in seen.overridden:
-            return pool.desired
-        if needed < pool.desired:
-            needed = min(pool.desired, max(one.replicas.get(pool.name, pool.desired) for one in self.memory.wanted))
-        return max(pool.min_replicas, min(pool.max_replicas, needed))
+    # -- what is remembered ---------------------------------------------------------------------------------------
+
+    def _add(self, traffic: Window, slo: Slo, allowed_ratio: float) -> None:
+        self.memory.add(traffic, self._settings)
+        fade = 0.5 ** (traffic.length_s / self._settings.budget_half_life_s)
+        share = traffic.endings / max(1, len(traffic.ended.ok))
+        self.memory.counted = self.memory.counted * fade + len(traffic.ended.ok) * share
+        self.memory.missed = self.memory.missed * fade + float(_missed(traffic.ended, slo).sum()) * share
+
+    def _remember(self, seen: Observation, sizes: dict[str, int]) -> None:
+        longest_s = max((hold_s(pool, self._settings) for pool in seen.pools), default=0.0) + 2.0 * self._settings.period_s
+        self.memory.wanted = [*(one for one in self.memory.wanted if one.at_s > seen.now_s - longest_s), Wanted(seen.now_s, sizes)]
+
+    def _forecast(self, seen: Observation) -> Forecast:
+        ahead_s = max((pool.start_s for pool in seen.pools), default=0.0) + self._settings.period_s
+        return forecast(trend(self.memory.counts), self.memory.season, seen.now_s, ahead_s)
+
+    def _idle(self, now_s: float) -> bool:
+        """Whether nobody has come for so long that a pool may be emptied."""
+        counts = self.memory.counts
+        since_s = counts[0].until_s - counts[0].length_s if counts else now_s
+        return not any(one.arrivals for one in counts if one.until_s > now_s - self._settings.idle_s) and (
+            now_s - since_s >= min(self._settings.idle_s, self._settings.trend_s)
+        )
+
+    def _goal(self, target_ratio: float) -> float:
+        """Share to aim at: more than the target where past misses have used up what it allows."""
+        allowed = 1.0 - target_ratio
+        missed = (self.memory.missed + _PRIOR_REQUESTS * allowed) / (self.memory.counted + _PRIOR_REQUESTS)
+        return 1.0 - allowed * min(1.0, max(_STRICTEST, allowed / max(1e-9, missed)))
+
+
+def _missed(ended: Ended, slo: Slo) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """A first token whose time is not known counts as in time."""
+    return ~ended.ok | (ended.ttft_s > slo.ttft_s) | (ended.tpot_s > slo.itl_s)
+
+
+def _unchanged(seen: Observation, reason: Reason, message: str, *, valid: bool = True) -> Decision:
+    desired = {pool.name: pool.desired for pool in seen.pools}
+    return Decision(at_s=seen.now_s, desired=desired, reason=reason, message=message, valid=valid)
+
+
+def _change(here: dict[str, int], desired: dict[str, int]) -> str:
+    return ", ".join(f"{name} {here[name]}" + (f" → {size}" if size != here[name] else "") for name, size in desired.items())
+
+
+def _words(here: dict[str, int], desired: dict[str, int], resized: Resized, needed: Found, expected: Forecast, goal: float) -> str:
+    rate = f"{expected.now:.2f} requests/s" + (f", {expected.expected:.2f} expected" if expected.expected > 1.01 * expected.now else "")
+    sizes = " + ".join(f"{size} {name}" for name, size in needed.sizes.items())
+    share = "" if needed.attainment_ratio is None else f" would meet {needed.attainment_ratio:.1%} of {goal:.1%}"
+    waiting = "" if not resized.smaller else "; fewer not needed for long enough yet"
+    return f"{_change(here, desired)}: {rate}; {sizes}{share}{waiting}."

@@ -11,20 +11,31 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     period_s: float = 15.0
     """Seconds between decisions; > 0."""
-    sample_s: float = 240.0
-    """Traffic that demand is computed from: the latest so many seconds."""
-    stable_s: float = 120.0
+    sample_s: float = 300.0
+    """Traffic that replays are made of: the latest so many seconds at most."""
+    sample_requests: int = 1_000
+    """The latest so many requests at most."""
+    trend_s: float = 900.0
+    """How far back rates are looked at for a trend."""
+    stable_s: float = 90.0
     """A pool shrinks only after its smaller size would have done for so long."""
-    history_s: float = 7_200.0
-    """How far back rates are kept for trends."""
-    margin_ratio: float = 0.1
-    """Room beside the forecast that a size has which is about to be given up."""
+    flap_cost: float = 1.0
+    """And for at least so many times its start-up time: what giving up a replica and starting it again wastes."""
+    margin_ratio: float = 0.05
+    """How much more traffic than there is a size must stand that is about to be chosen instead of a larger one."""
+    idle_s: float = 600.0
+    """A pool whose least size is 0 is emptied after so long without a request."""
     late_factor: float = 3.0
     """A replica that has been starting for so many times its expected start-up time is not counted on."""
+    budget_half_life_s: float = 1_800.0
+    """How long misses of the past weigh on the goal."""
+    replay_budget_s: float = 1.0
+    """CPU seconds that the replays of one decision may take."""
+    replay_fresh_s: float = 60.0
+    """How long what a replay said is used again."""
 
     def __post_init__(self) -> None:
-        for name in ("period_s", "sample_s", "stable_s", "history_s", "late_factor"):
-            if not 0.0 < getattr(self, name) < 1e7:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: more than 0")
-        if not 0.0 <= self.margin_ratio < 1.0:
-            raise ValueError(f"margin_ratio is {self.margin_ratio!r}; allowed: 0 to 1")
+        for name in self.__struct_fields__:
+            least = 0.0 if name in ("margin_ratio", "flap_cost", "replay_budget_s", "replay_fresh_s") else 1e-6
+            if not least <= getattr(self, name) < 1e7:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {'0 or more' if not least else 'more than 0'}")

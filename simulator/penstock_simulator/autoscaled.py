@@ -10,6 +10,7 @@ import msgspec
 from penstock_autoscaler.decision import Decision
 from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, Target
 from penstock_autoscaler.scaler import Scaler
+from penstock_autoscaler.split import least_to_lose
 from penstock_core.slo import Attainment
 from penstock_core.traffic import Window
 
@@ -91,11 +92,6 @@ class Autoscaled:
             kv_used_tokens=one.kv_used_tokens,
             kv_tokens=one.kv_tokens,
         )
-
-
-def least_to_lose(one: Replica) -> tuple[bool, int, int, float]:
-    """Order in which replicas of one pool leave: those that start, the newest first, then those with the fewest streams and least KV."""
-    return (one.phase is not Phase.STARTING, one.running + one.waiting, one.kv_used_tokens, -one.asked_s)
 
 
 def _count(replicas: Sequence[Replica]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from time import thread_time
 
 import numpy as np
 from penstock_autoscaler.observation import Pool
+from penstock_autoscaler.ports import Answer
 from penstock_autoscaler.sample import Sample
 from penstock_core.endpoint import Role
 from penstock_core.slo import Attainment, Slo
@@ -28,12 +29,12 @@ class _OutOfBudgetError(Exception):
 
 
 class Replayed:
-    """State: none. One thread may ask at a time for each object's answer; objects do not touch one another."""
+    """State: none, but for how the routers place, which it is told once."""
 
-    def __init__(self, policy: str = "target-misses") -> None:
-        self._policy = policy
+    def __init__(self, policy: str = "target-misses", *, longest_first: bool = True) -> None:
+        self._policy, self._longest_first = policy, longest_first
 
-    def replay(self, sizes: Mapping[str, int], pools: Sequence[Pool], asked: Sample, slo: Slo, budget_s: float) -> Attainment | None:
+    def replay(self, sizes: Mapping[str, int], pools: Sequence[Pool], asked: Sample, slo: Slo, budget_s: float) -> Answer:
         """As WhatIf says."""
         workers = tuple(
             WorkerSpec(id=f"{pool.name}-{i}", role=pool.role, profile=pool.profile)
@@ -42,19 +43,21 @@ class Replayed:
         )
         roles = {spec.role for spec in workers}
         if not asked.requests or not (Role.BOTH in roles or {Role.PREFILL, Role.DECODE} <= roles):
-            return None
+            return Answer(None, 0.0)
         hits = tuple((asked.hit_tokens // BLOCK_TOKENS * BLOCK_TOKENS).tolist())
-        setup = Setup(workers=workers, policy=self._policy, slo=slo, given_hit_tokens=hits)
-        until_s = thread_time() + budget_s
+        setup = Setup(workers=workers, policy=self._policy, slo=slo, longest_first=self._longest_first, given_hit_tokens=hits)
+        began_s = thread_time()
+        until_s = began_s + budget_s
 
         def watch(_ended: int, _all: int) -> None:
             if thread_time() > until_s:
                 raise _OutOfBudgetError
 
         try:
-            return _attainment(replay(_workload(asked), setup, watch), slo)
+            found = _attainment(replay(_workload(asked), setup, watch), slo)
         except _OutOfBudgetError:
-            return None
+            found = None
+        return Answer(found, thread_time() - began_s)
 
 
 def _workload(asked: Sample) -> Workload:

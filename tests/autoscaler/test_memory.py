@@ -1,8 +1,11 @@
 """What a restarted autoscaler goes on with."""
 
+import msgspec
 import numpy as np
-from penstock_autoscaler.memory import Memory, Wanted, decode, encode
+import pytest
+from penstock_autoscaler.memory import Memory, Tried, Wanted, decode, encode
 from penstock_autoscaler.settings import ScalerSettings
+from penstock_core.slo import Attainment
 from penstock_core.traffic import Ended, Window
 
 
@@ -29,19 +32,36 @@ def window(since_s: float, until_s: float) -> Window:
 
 def test_memory_survives_as_bytes() -> None:
     """Arrays come back with their types, missing figures as such."""
-    memory = Memory(windows=[window(0.0, 10.0)], wanted=[Wanted(10.0, {"a": 3})])
+    memory = Memory(wanted=[Wanted(10.0, {"a": 3})], tried=[Tried(10.0, {"a": 3}, 2.5, Attainment(10, 9, 9, 8))])
+    memory.add(window(0.0, 10.0), ScalerSettings())
     back = decode(encode(memory))
-    assert back.wanted == memory.wanted
+    assert (back.wanted, back.tried, back.counts, back.season) == (memory.wanted, memory.tried, memory.counts, memory.season)
     ended = back.windows[0].ended
     assert (ended.arrival_s.dtype, ended.prompt_tokens.dtype, ended.ok.dtype) == (np.float64, np.int64, np.bool_)
     assert ended.ok.tolist() == [True]
     assert np.isnan(ended.tpot_s).all()
 
 
+@pytest.mark.parametrize("kept", [b"", b"\x80\x81", msgspec.msgpack.encode({"windows": [{"since_s": "soon"}]})])
+def test_bytes_that_are_no_memory_are_refused(kept: bytes) -> None:
+    """By an error that the loop can tell from others."""
+    with pytest.raises(msgspec.DecodeError):
+        decode(kept)
+
+
 def test_only_the_latest_traffic_is_kept() -> None:
-    """What ended before the sample began is forgotten, and an interval counts once."""
-    memory = Memory()
+    """What ended before the sample began is forgotten."""
+    memory, settings = Memory(), ScalerSettings(sample_s=30.0, trend_s=50.0, period_s=10.0)
     for start in range(0, 100, 10):
-        memory.add(window(start, start + 10.0), ScalerSettings(sample_s=30.0))
-    memory.add(window(90.0, 100.0), ScalerSettings(sample_s=30.0))
+        memory.add(window(start, start + 10.0), settings)
     assert [one.since_s for one in memory.windows] == [70.0, 80.0, 90.0]
+    assert [one.until_s for one in memory.counts] == [60.0, 70.0, 80.0, 90.0, 100.0]
+
+
+def test_a_lost_interval_begins_the_counts_anew() -> None:
+    """Half an hour without metrics is no trend and no stable window."""
+    memory, settings = Memory(wanted=[Wanted(5.0, {"a": 1})]), ScalerSettings(period_s=10.0)
+    memory.add(window(0.0, 10.0), settings)
+    memory.add(window(1_800.0, 1_810.0), settings)
+    assert len(memory.windows) == len(memory.counts) == 1
+    assert memory.wanted == []

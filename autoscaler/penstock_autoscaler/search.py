@@ -1,0 +1,100 @@
+"""The fewest accelerators whose predicted attainment reaches a goal: a walk over sizes, each tried in a replay.
+
+Pure but for the what-if it is given; `demand` calls it with a guess. What earlier decisions tried answers where it can: what met the goal
+at a higher rate, or missed it at a lower one, a moment ago.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+from penstock_core.endpoint import Role
+from penstock_core.slo import Attainment
+
+from penstock_autoscaler.observation import Pool
+
+Sizes = Mapping[str, int]
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What the walk may do."""
+
+    least: dict[str, int]
+    most: dict[str, int]
+    accelerators: dict[str, int]
+    """Of one replica, by pool."""
+    budget: int | None = None
+
+    def within(self, sizes: Sizes) -> dict[str, int]:
+        """The nearest sizes by pool that each pool may have."""
+        return {name: max(self.least[name], min(self.most[name], size)) for name, size in sizes.items()}
+
+    def cost(self, sizes: Sizes) -> int:
+        return sum(self.accelerators[name] * size for name, size in sizes.items())
+
+    def allow(self, sizes: Sizes) -> bool:
+        fits = all(self.least[name] <= size <= self.most[name] for name, size in sizes.items())
+        return fits and (self.budget is None or self.cost(sizes) <= self.budget)
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the walk ended."""
+
+    sizes: dict[str, int]
+    attainment_ratio: float | None
+    """Predicted; None: not tried, for want of budget."""
+    met: bool
+    """False: no size that is allowed reaches the goal, or it is not known to."""
+
+
+Trial = Callable[[dict[str, int]], Attainment | None]
+
+
+def fewest(guess: Sizes, pools: Sequence[Pool], bounds: Bounds, goal_ratio: float, trial: Trial) -> Found:
+    """Walk from the guess: up until the goal is met, then down while it stays met."""
+    sizes = bounds.within(guess)
+    seen = trial(sizes)
+    if seen is None:
+        return Found(sizes=sizes, attainment_ratio=None, met=False)
+    if _ratio(seen) < goal_ratio:
+        return _up(sizes, seen, pools, bounds, goal_ratio, trial)
+    return _down(sizes, seen, pools, bounds, goal_ratio, trial)
+
+
+def _up(sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: Bounds, goal_ratio: float, trial: Trial) -> Found:
+    while _ratio(seen) < goal_ratio:
+        for pool in _short(seen, pools):
+            larger = {**sizes, pool.name: sizes[pool.name] + 1}
+            if not bounds.allow(larger):
+                continue
+            tried = trial(larger)
+            if tried is None:
+                return Found(sizes=larger, attainment_ratio=None, met=False)
+            if _ratio(tried) > _ratio(seen) or pool is _short(seen, pools)[-1]:
+                sizes, seen = larger, tried
+                break
+        else:
+            return Found(sizes=sizes, attainment_ratio=_ratio(seen), met=False)
+    return Found(sizes=sizes, attainment_ratio=_ratio(seen), met=True)
+
+
+def _down(sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: Bounds, goal_ratio: float, trial: Trial) -> Found:
+    """One pool after the other, the dearest replicas first."""
+    for pool in sorted(pools, key=lambda one: -one.accelerators):
+        while True:
+            smaller = {**sizes, pool.name: sizes[pool.name] - 1}
+            tried = trial(smaller) if bounds.allow(smaller) else None
+            if tried is None or _ratio(tried) < goal_ratio:
+                break
+            sizes, seen = smaller, tried
+    return Found(sizes=sizes, attainment_ratio=_ratio(seen), met=True)
+
+
+def _short(seen: Attainment, pools: Sequence[Pool]) -> list[Pool]:
+    """Pools in the order in which one more replica is likely to help: late first tokens want prefill, slow ones decode."""
+    late, slow = seen.requests - seen.ttft_met, seen.requests - seen.itl_met
+    first = Role.PREFILL if late >= slow else Role.DECODE
+    return sorted(pools, key=lambda one: (one.role is not first, one.role is not Role.BOTH))
+
+
+def _ratio(seen: Attainment) -> float:
+    return seen.goodput_ratio if seen.goodput_ratio is not None else 1.0
