@@ -110,18 +110,18 @@ class Stack:
     def router_ended(self) -> bool:
         return self.router is not None and self.router.ended() is not None
 
-    async def until(self, true: Callable[[], bool], what: str) -> None:
-        """Wait for a condition; fails with `what` after WAIT_S."""
-        deadline = time.monotonic() + WAIT_S
+    async def until(self, true: Callable[[], bool], what: str, *, within_s: float = WAIT_S) -> None:
+        """Wait for a condition; fails with `what` after `within_s`."""
+        deadline = time.monotonic() + within_s
         while not true():
-            assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
+            assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
             await asyncio.sleep(0.02)
 
-    async def until_async(self, true: Callable[[], Any], what: str) -> None:
+    async def until_async(self, true: Callable[[], Any], what: str, *, within_s: float = WAIT_S) -> None:
         """`until` for a condition that must be awaited."""
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + within_s
         while not await true():
-            assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
+            assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
             await asyncio.sleep(0.05)
 
     async def sees(self, workers: int) -> bool:

@@ -3,19 +3,18 @@
 `make test-engines` runs these tests; without the environment they skip and say why, in CI they fail.
 """
 
-import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 from engine_environment import NoEngine, engine_python
-from raw_engine import CLAIM_S, CPU_ENVIRONMENT, SMALL_ARGS, RawEngine
+from raw_engine import CLAIM_S, CPU_ENVIRONMENT, SMALL_ARGS, RawEngine, calm
 from stack import Stack
 from tiny_model import write_tiny_model
 
 READY_S = 900.0
-"""Two engines on two busy cores take minutes to come up."""
+"""An engine on busy cores takes minutes to come up."""
 Start = Callable[..., AbstractAsyncContextManager[Stack]]
 
 
@@ -44,10 +43,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engines(vllm_python: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RawEngine, RawEngine]]:
-    """Two servers that run already, on different cores: an engine on CPU spins."""
+    """Two servers that run already."""
     folder = tmp_path_factory.mktemp("engines")
-    cores = sorted(os.sched_getaffinity(0), reverse=True)
-    started = [RawEngine(vllm_python, tiny_model, folder / f"{number}.log", cores[number % len(cores)]) for number in range(2)]
+    started = [RawEngine(vllm_python, tiny_model, folder / f"{number}.log") for number in range(2)]
     try:
         for engine in started:
             engine.wait(READY_S)
@@ -58,38 +56,39 @@ def engines(vllm_python: str, tiny_model: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def adopt(engines: tuple[RawEngine, RawEngine], tiny_model: Path, tmp_path: Path) -> Start:
-    """`async with adopt(prefill=1, decode=1) as stack`: workers around the session's two servers, one a pool, and a router."""
+def start(engines: tuple[RawEngine, RawEngine], vllm_python: str, tiny_model: Path, tmp_path: Path) -> Start:
+    """`async with start(adopted=("decode",), own=("prefill",)) as stack`: a router, and workers of one replica a pool.
+
+    The pools of `adopted` get workers around the session's servers; those of `own` start an engine themselves, for tests that
+    kill it. `events` replaces the address of KV events that a pool's worker is told.
+    """
 
     @asynccontextmanager
-    async def start(*, router: Mapping[str, object] | None = None, **pools: int) -> AsyncIterator[Stack]:
-        worker = {"engine": "vllm", "model_folder": str(tiny_model), "kv_claim_seconds": float(CLAIM_S)}
-        each = {
-            pool: {"engine_url": engine.url, "engine_kv_events": engine.events, "engine_kv_replay": engine.replay}
-            for pool, engine in zip(pools, engines, strict=True)
-        }
-        async with Stack(tmp_path, pools, router or {}, worker, pool_settings=each) as stack:
-            yield stack
-
-    return start
-
-
-@pytest.fixture
-def start_engines(vllm_python: str, tiny_model: Path, tmp_path: Path) -> Start:
-    """The same with engines that the workers start themselves, for tests that kill them."""
-
-    @asynccontextmanager
-    async def start(*, router: Mapping[str, object] | None = None, **pools: int) -> AsyncIterator[Stack]:
-        worker = {"engine": "vllm", "model_folder": str(tiny_model), "engine_python": vllm_python, "engine_args": SMALL_ARGS}
-        cores = sorted(os.sched_getaffinity(0), reverse=True)
-        each = {
+    async def started(
+        *,
+        adopted: Sequence[str] = (),
+        own: Sequence[str] = (),
+        events: Mapping[str, str] | None = None,
+        router: Mapping[str, object] | None = None,
+    ) -> AsyncIterator[Stack]:
+        common = {"engine": "vllm", "model_folder": str(tiny_model), "kv_claim_seconds": float(CLAIM_S)}
+        each: dict[str, Mapping[str, object]] = {
             pool: {
-                "engine_env": {**CPU_ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": str(cores[number % len(cores)])},
-                "engine_start_s": READY_S,
+                "engine_url": engine.url,
+                "engine_kv_events": (events or {}).get(pool, engine.events),
+                "engine_kv_replay": engine.replay,
             }
-            for number, pool in enumerate(pools)
+            for pool, engine in zip(adopted, engines, strict=False)
         }
-        async with Stack(tmp_path, pools, router or {}, worker, pool_settings=each, ready_s=READY_S) as stack:
+        each |= {
+            pool: {"engine_python": vllm_python, "engine_args": SMALL_ARGS, "engine_env": CPU_ENVIRONMENT, "engine_start_s": READY_S}
+            for pool in own
+        }
+        ready_s = READY_S if own else 120.0
+        async with Stack(tmp_path, dict.fromkeys(each, 1), router or {}, common, pool_settings=each, ready_s=ready_s) as stack:
+            for worker in stack.fleet.status():
+                if worker.pool in own and worker.pid is not None:
+                    calm(worker.pid)
             yield stack
 
-    return start
+    return started

@@ -39,12 +39,12 @@ async def _streamed(stack: Any, path: str, body: dict[str, Any]) -> tuple[str, d
     return "".join(pieces), usage.model_dump()
 
 
-def test_divided_answers_are_those_of_an_undivided_run_and_kv_moves_each_time(adopt: Callable[..., Any]) -> None:
+def test_divided_answers_are_those_of_an_undivided_run_and_kv_moves_each_time(start: Callable[..., Any]) -> None:
     """50 prompts of 50 to 3,000 tokens, chat and completions, streamed and not: text, usage and moved bytes."""
 
     async def story() -> None:
         rng = random.Random(11)
-        async with adopt(prefill=1, decode=1) as stack:
+        async with start(adopted=("prefill", "decode")) as stack:
             decode = next(worker for worker in stack.fleet.status() if worker.pool == "decode")
             moved = await stack.worker_metric("vllm:nixl_bytes_transferred_sum")
             for number in range(PROMPTS):
