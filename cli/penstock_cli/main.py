@@ -47,6 +47,7 @@ class EngineName(StrEnum):
 
     SIM = "sim"
     VLLM = "vllm"
+    SGLANG = "sglang"
 
 
 class Host(StrEnum):
@@ -62,15 +63,19 @@ def up(
     prefill: Annotated[int, typer.Option(min=0, max=64, help="Prefill workers.")] = 1,
     decode: Annotated[int, typer.Option(min=0, max=64, help="Decode workers.")] = 2,
     both: Annotated[int, typer.Option(min=0, max=64, help="Undivided workers.")] = 0,
-    engine: Annotated[EngineName, typer.Option(help="sim needs no GPU and no model; vllm an environment that has vLLM.")] = EngineName.SIM,
-    model: Annotated[str, typer.Option(help="Name that clients put in `model`; with --engine vllm the model's folder.")] = "sim",
-    served_model_name: Annotated[str, typer.Option(help="vllm: name that clients put in `model`. [default: the folder's]")] = "",
-    engine_python: Annotated[str, typer.Option(help="vllm: interpreter of the environment that has it. [default: python3]")] = "",
+    engine: Annotated[
+        EngineName, typer.Option(help="sim needs no GPU and no model; vllm and sglang an environment of theirs.")
+    ] = EngineName.SIM,
+    model: Annotated[str, typer.Option(help="Name that clients put in `model`; with a real engine the model's folder.")] = "sim",
+    served_model_name: Annotated[str, typer.Option(help="Real engine: name that clients put in `model`. [default: the folder's]")] = "",
+    engine_python: Annotated[str, typer.Option(help="Real engine: interpreter of the environment that has it. [default: python3]")] = "",
     engine_arg: Annotated[
-        list[str] | None, typer.Option(help="vllm: a further word for it; may be repeated (--engine-arg=--dtype).")
+        list[str] | None, typer.Option(help="Real engine: a further word for it; may be repeated (--engine-arg=--dtype).")
     ] = None,
-    engine_env: Annotated[list[str] | None, typer.Option(help="vllm: NAME=value for its environment; may be repeated.")] = None,
-    profile: Annotated[str, typer.Option(help="Timing: sim runs by it, for vllm it is where learning begins.")] = "polynomial-reference",
+    engine_env: Annotated[list[str] | None, typer.Option(help="Real engine: NAME=value for its environment; may be repeated.")] = None,
+    profile: Annotated[
+        str, typer.Option(help="Timing: sim runs by it, for a real engine it is where learning begins.")
+    ] = "polynomial-reference",
     speed: Annotated[float, typer.Option(min=0.01, max=1000, help="Times faster than the profile says.")] = 1.0,
     host: Annotated[Host, typer.Option(help="What hosts the workers; auto: Ray where it is installed.")] = Host.AUTO,
     redis: Annotated[

@@ -25,7 +25,7 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
     both: int = 0
     engine: str = "sim"
     model: str = "sim"
-    """With engine `vllm` the model's folder; its last name is what clients put in `model`, unless `served_name` is given."""
+    """With another engine than `sim` the model's folder; its last name is what clients put in `model`, unless `served_name` is given."""
     served_name: str = ""
     engine_python: str = ""
     engine_args: tuple[str, ...] = ()
@@ -49,10 +49,12 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
         if self.prefill + self.both == 0:
             raise PenstockError("prefill and both are 0; allowed: at least one worker that prefills (--prefill 1 or --both 1)")
         parse_policy(self.policy)
-        if self.engine == "vllm" and not (Path(self.model) / "config.json").is_file():
-            raise PenstockError(f"model is {self.model!r}; allowed with engine vllm: a folder with config.json, tokenizer.json and weights")
+        if self.engine != "sim" and not (Path(self.model) / "config.json").is_file():
+            raise PenstockError(
+                f"model is {self.model!r}; allowed with engine {self.engine}: a folder with config.json, tokenizer.json and weights"
+            )
         if self.engine == "sim" and (self.engine_python or self.engine_args or self.engine_env):
-            raise PenstockError("engine_python, engine_arg and engine_env are for --engine vllm")
+            raise PenstockError("engine_python, engine_arg and engine_env are for --engine vllm and --engine sglang")
         if self.redis_url and not self.redis_url.startswith(_REDIS_SCHEMES):
             shown = self.redis_url.rpartition("@")[2]  # what stands before it may be a password
             raise PenstockError(f"redis is {shown!r}; allowed: redis://host:port/db, rediss://host:port/db or unix://path?db=0")
@@ -66,7 +68,7 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """What clients put in `model`."""
-        return self.served_name or (Path(self.model).resolve().name if self.engine == "vllm" else self.model)
+        return self.served_name or (self.model if self.engine == "sim" else Path(self.model).resolve().name)
 
     @property
     def start_s(self) -> float:
@@ -90,7 +92,7 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
             speed=self.speed,
             drain_s=WORKER_DRAIN_S,
             engine=self.engine,
-            model_folder=str(Path(self.model).resolve()) if self.engine == "vllm" else "",
+            model_folder="" if self.engine == "sim" else str(Path(self.model).resolve()),
             engine_python=self.engine_python,
             engine_args=self.engine_args,
             engine_env=self.engine_env,

@@ -62,6 +62,11 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     kv_dtype: str = ""
     tokenizer: str = ""
 
+    @property
+    def serves_whole(self) -> bool:
+        """It can prefill and decode a request by itself. vLLM's decode workers can; a divided SGLang does one of both only."""
+        return self.role is Role.BOTH or (self.role is Role.DECODE and self.connector != "sglang")
+
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url is {self.url!r}; allowed: http://host:port or https://host:port")

@@ -30,7 +30,7 @@ class Cohort(NamedTuple):
     """Rows that qualify, each array of shape (endpoints,)."""
 
     wholes: Rows
-    """May prefill and decode the request: role `both`; decode endpoints too where nothing else can prefill."""
+    """May prefill and decode the request: role `both`; decode endpoints that can prefill too where nothing else can."""
     prefills: Rows
     """Dedicated prefill endpoints with a decode endpoint that can take their KV."""
     starters: Rows
@@ -70,7 +70,7 @@ def gather(beliefs: Beliefs, live: Mapping[int, Endpoint], wanted: Wanted) -> Co
     givers = {groups[r] for r in (*both, *prefill)} - {-1.0}
     prefill = [] if wanted.undivided else [r for r in prefill if groups[r] in takers]
     fallback = not wanted.undivided and not prefill and not both
-    wholes = both + decode if wanted.undivided or fallback else both
+    wholes = both + [r for r in decode if live[r].record.serves_whole] if wanted.undivided or fallback else both
     paired = bool(both) and not wanted.undivided and bool(prefill or any(groups[r] in givers for r in decode))
     return Cohort(
         _rows(wholes),

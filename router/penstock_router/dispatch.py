@@ -127,8 +127,8 @@ class Dispatch:
             connector = connector_named(prefill.record.connector)
             divided = self._at_once if connector.concurrent else self._in_turn
             await divided(call, booking, prefill, connector)
-        except TransferBroken:
-            await self._fall_back(call, booking, "no_transfer")
+        except TransferBroken as broken:
+            await self._fall_back(call, booking, LegFailed(prefill, "no_transfer", str(broken)))
 
     async def _undivided(self, call: Call, endpoint: Endpoint) -> None:
         """One leg: the endpoint prefills and decodes."""
@@ -188,7 +188,14 @@ class Dispatch:
                     await self._prefill_failed(call, booking, failed)
                     return
                 raise failed or RuntimeError("a leg ended without a result")
-            response = second.result()
+            try:
+                response = second.result()
+            except LegFailed as failed:
+                if failed.reason == "refused_kv":
+                    await _cancel(first)
+                    await self._prefill_failed(call, booking, LegFailed(prefill, "kv_lost", str(failed)))
+                    return
+                raise
             if not call.chat.stream and not first.done():
                 await asyncio.wait((first,), timeout=_LATE_USAGE_S)  # its usage belongs into the answer
             await self._deliverer.deliver(call, decode, response)
@@ -228,13 +235,16 @@ class Dispatch:
         if others and call.prefill_failures < _MOST_PREFILL_ENDPOINTS:
             call.prefill_reason = failed.reason
             raise failed
-        await self._fall_back(call, booking, failed.reason)
+        await self._fall_back(call, booking, failed)
 
-    async def _fall_back(self, call: Call, booking: Booking, reason: str) -> None:
+    async def _fall_back(self, call: Call, booking: Booking, failed: LegFailed) -> None:
+        """The decode endpoint prefills itself. Raises `failed` where none can."""
+        if not any(one.record.serves_whole and not one.draining and one.id not in call.excluded for one in call.served.live):
+            raise failed
         booking.prefill_failed(asyncio.get_running_loop().time())
         call.undivided = True
         decode = self._bind(call, booking)
-        self._figures.fell_back(reason)
+        self._figures.fell_back(failed.reason)
         await self._undivided(call, decode)
 
 

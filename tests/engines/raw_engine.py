@@ -13,8 +13,9 @@ from pathlib import Path
 
 import httpx
 import psutil
-from penstock_worker.engines.vllm.child import Child
-from penstock_worker.engines.vllm.ports import free_ports
+from penstock_worker.engines.server.child import Child
+from penstock_worker.engines.server.ports import free_ports
+from penstock_worker.engines.vllm.dialect import Vllm
 
 BLOCKS, BLOCK_TOKENS, CONTEXT_TOKENS = 200, 32, 4096
 """6,400 tokens of KV: a little more than one context, so that conversations push one another out."""
@@ -54,7 +55,7 @@ class RawEngine:
         words += ["--enable-prompt-tokens-details", "--kv-events-config", json.dumps(heard), "--kv-transfer-config", json.dumps(moved)]
         side_channel = {"VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1", "VLLM_NIXL_SIDE_CHANNEL_PORT": str(side)}
         environment = {**CPU_ENVIRONMENT, **side_channel}
-        self._child = Child(str(log))  # vLLM's core outlives a server that is killed: all of it must be ended
+        self._child = Child("vLLM", Vllm.phases, str(log))  # vLLM's core outlives a server that is killed: all of it must be ended
         self._child.start(python, words, environment)
 
     def wait(self, within_s: float) -> None:

@@ -75,6 +75,38 @@ def test_vllm_gets_its_model_and_its_words() -> None:
     assert config.engine_args == ("--max-num-seqs", "64", "$[PENSTOCK_FLEET_TOKEN)")
 
 
+@pytest.mark.parametrize(("kind", "connector"), [("VLLM", "nixl"), ("SGLang", "sglang")])
+def test_an_engine_with_a_hub_gets_the_models_name_and_may_ask_for_it(kind: str, connector: str) -> None:
+    """Name and revision instead of a folder, the hub's token from its Secret, and no model volume."""
+    model = {"name": "org/llama", "revision": "v2", "source": {"hub": {"tokenSecretRef": {"name": "hub"}}}}
+    template = template_of(1, engine={"type": kind, "host": "Process", "image": "engine:1"}, model=model)
+    config = load_config(None, told_of(pod_of(template)))
+    assert (config.engine, config.model_hub, config.model_revision) == (kind.lower(), "org/llama", "v2")
+    assert (config.model_folder, config.connector, config.transfer_host) == ("", connector, "10.0.0.7")
+    worker = worker_of(template)
+    token = next(variable for variable in worker["env"] if variable["name"] == "HF_TOKEN")
+    assert token["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "token"}
+    assert {mount["mountPath"] for mount in worker["volumeMounts"]} == {"/dev/shm", "/tmp"}
+
+
+def test_a_pod_of_a_real_engine_has_its_gpus_its_model_and_time_to_load() -> None:
+    """GPUs by the pool's accelerator, the volume read-only, shared memory for the engine's processes, an hour to come up."""
+    source = {"pvc": {"name": "models", "path": "/llama"}}
+    decode = {"name": "decode", "role": "Decode", "accelerator": {"count": 2}, "parallelism": {"tensor": 2}}
+    engine = {"type": "VLLM", "host": "Process", "image": "vllm:1"}
+    template = template_of(pools=[decode], engine=engine, model={"name": "org/llama", "source": source})
+    worker, spec = worker_of(template), template.body["spec"]
+    assert (worker["image"], worker["command"]) == ("vllm:1", ["penstock", "worker"])
+    assert worker["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
+    assert 'engine_args=["--tensor-parallel-size","2"]' in worker["args"]
+    assert {"name": "model", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}} in spec["volumes"]
+    assert {"name": "model", "mountPath": "/model", "readOnly": True} in worker["volumeMounts"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}} in spec["volumes"]
+    probe = worker["startupProbe"]
+    assert probe["httpGet"] == {"path": "/health", "port": "http"}
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 3_600
+
+
 def test_each_pod_of_a_gang_knows_its_place() -> None:
     """Ranks 0 to 3 of one template: the same but for the rank, all with the leader's name in the headless Service, GPUs as asked for."""
     decode = {"name": "decode", "role": "Decode", "parallelism": {"tensor": 8}, "accelerator": {"count": 2}}

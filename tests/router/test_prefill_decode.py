@@ -91,9 +91,9 @@ def test_concurrent_connectors_send_both_legs_at_once(play, connector):
     play(scenario)
 
 
-@pytest.mark.parametrize("connector", ["sglang", "mooncake"])
-def test_a_failing_prefill_leg_cancels_the_decode_leg(play, connector):
-    """The decode leg waits for KV that never comes: it is left, and the decode endpoint prefills itself."""
+@pytest.mark.parametrize(("connector", "status"), [("sglang", 502), ("mooncake", 200)])
+def test_a_failing_prefill_leg_cancels_the_decode_leg(play, connector, status):
+    """The decode leg waits for KV that never comes: it is left, and the decode endpoint prefills itself, where its kind can."""
 
     async def scenario(world):
         (p,), (d,) = await fleet(world, connector=connector)
@@ -103,9 +103,44 @@ def test_a_failing_prefill_leg_cancels_the_decode_leg(play, connector):
         asked = asyncio.ensure_future(world.chat())
         await world.until(lambda: len(p.seen) == len(d.seen) == 1, "both legs")
         gate.set()
-        assert (await asked).text == "from d0"
+        got = await asked
+        assert got.status == status
         await world.until(lambda: d.left == 1, "the decode leg is left")
-        assert world.router.figures.prefill_fallbacks == {"server_error": 1}
+        assert world.router.figures.prefill_fallbacks == ({"server_error": 1} if status == 200 else {})
+        assert len(d.seen) == (2 if status == 200 else 1)
+
+    play(scenario)
+
+
+def test_sglang_asks_a_second_prefill_endpoint_when_the_first_fails(play):
+    """Both legs are sent anew, in another room."""
+
+    async def scenario(world):
+        ps, (d,) = await fleet(world, prefills=2, connector="sglang")
+        gate = asyncio.Event()
+        for p in ps:
+            p.plan = [waits_for(gate, says(whole(500, b"x")))]
+        d.plan = [waits_for(asyncio.Event())]
+        asked = asyncio.ensure_future(world.chat())
+        await world.until(lambda: sum(len(p.seen) for p in ps) == len(d.seen) == 1, "both legs")
+        for p in ps:
+            p.plan = []
+        gate.set()
+        assert (await asked).text == "from d0"
+        rooms = [request.body["bootstrap_room"] for request in d.seen]
+        assert len(rooms) == 2 and rooms[0] != rooms[1]
+        assert sum(len(p.seen) for p in ps) == 2
+
+    play(scenario)
+
+
+def test_an_sglang_decode_endpoint_gets_nothing_without_a_prefill(play):
+    """What cannot be divided has no place in a divided SGLang: that is said, and nothing is sent that would wait for ever."""
+
+    async def scenario(world):
+        (p,), (d,) = await fleet(world, connector="sglang")
+        assert (await world.chat(n=2)).status == 503
+        assert p.seen == [] and d.seen == []
 
     play(scenario)
 

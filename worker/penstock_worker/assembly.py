@@ -11,9 +11,9 @@ from penstock_process.settings import ConfigError
 
 from penstock_worker.config import WorkerConfig, WorkerSecrets
 from penstock_worker.engine import Engine
+from penstock_worker.engines.server.config import ServerConfig
 from penstock_worker.engines.sim import SimConfig, SimEngine
 from penstock_worker.engines.sim.config import KV_GENERATION
-from penstock_worker.engines.vllm.config import VllmConfig
 from penstock_worker.host import Host, new_epoch
 from penstock_worker.kv_follow import Publishing
 from penstock_worker.local_kv import LocalKv
@@ -37,37 +37,41 @@ def build_host(config: WorkerConfig, secrets: WorkerSecrets) -> Host:
 
 def build_engine(config: WorkerConfig, secrets: WorkerSecrets, epoch: int) -> Engine:
     """The engine that `config.engine` names. Raises ConfigError where what it needs is not installed."""
-    return _vllm(config) if config.engine == "vllm" else _sim(config, secrets, epoch)
+    return _sim(config, secrets, epoch) if config.engine == "sim" else _server(config)
 
 
-def _vllm(config: WorkerConfig) -> Engine:
-    try:
-        from penstock_worker.engines.vllm.engine import VllmEngine  # its libraries are an extra of their own
+def _server(config: WorkerConfig) -> Engine:
+    try:  # its libraries are an extra of their own
+        from penstock_worker.engines.server.engine import ServerEngine
+        from penstock_worker.engines.sglang.dialect import SgLang
+        from penstock_worker.engines.vllm.dialect import Vllm
     except ImportError as error:
-        raise ConfigError(f"engine is 'vllm', and {error.name} is not installed: pip install 'penstock[vllm]'") from None
+        raise ConfigError(f"engine is {config.engine!r}, and {error.name} is not installed: pip install 'penstock[vllm]'") from None
     replay = config.engine_kv_replay
     if config.engine_kv_events and not replay:
         host, _, port = config.engine_kv_events.rpartition(":")
         replay = f"{host}:{int(port) + 1}"
-    return VllmEngine(
-        VllmConfig(
-            model=config.model,
-            profile=config.timing(),
-            folder=config.model_folder,
-            python=config.engine_python or "python3",
-            args=config.engine_args,
-            env=config.engine_env,
-            adopt_url=config.engine_url,
-            adopt_events=config.engine_kv_events,
-            adopt_replay=replay,
-            connector=config.connector,
-            side_host=config.transfer_host,
-            side_port=config.transfer_port,
-            claim_seconds=config.kv_claim_seconds,
-            start_s=config.engine_start_s,
-            max_waiting=config.max_waiting,
-        )
+    told = ServerConfig(
+        model=config.model,
+        profile=config.timing(),
+        role=config.role,
+        folder=config.model_folder,
+        hub=config.model_hub,
+        revision=config.model_revision,
+        python=config.engine_python or "python3",
+        args=config.engine_args,
+        env=config.engine_env,
+        adopt_url=config.engine_url,
+        adopt_events=config.engine_kv_events,
+        adopt_replay=replay,
+        connector=config.connector,
+        side_host=config.transfer_host,
+        side_port=config.transfer_port,
+        claim_seconds=config.kv_claim_seconds,
+        start_s=config.engine_start_s,
+        max_waiting=config.max_waiting,
     )
+    return ServerEngine(told, SgLang(config.model) if config.engine == "sglang" else Vllm())
 
 
 def _sim(config: WorkerConfig, secrets: WorkerSecrets, epoch: int) -> Engine:

@@ -16,8 +16,8 @@ from penstock_core.prompt import DEFAULT_CHUNK_BYTES
 from penstock_process.secrets import CHUNK_SECRET, FLEET_TOKEN, REDIS_URL, Unprinted, parse_chunk_secret, read_secret
 from penstock_process.settings import LOG_LEVELS, ConfigError, check_one_of, check_ranges, load_settings
 
-ENGINES = ("sim", "vllm")
-CONNECTORS = ("nixl", "mooncake", "none")
+ENGINES = ("sim", "vllm", "sglang")
+CONNECTORS = ("nixl", "mooncake", "sglang", "none")
 ENGINE_HOSTS = ("process", "ray")
 RAY_TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 -- Ray's own name of the variable
 
@@ -86,23 +86,27 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     transfer_port: int = 0
     """0: any free one."""
     connector: str = "nixl"
-    """`vllm` only: how KV goes from prefill to decode workers; `sim` always speaks `nixl`."""
+    """`vllm` only: how KV goes from prefill to decode workers; `sim` always speaks `nixl`, `sglang` its own."""
     model_folder: str = ""
-    """`vllm` only: folder with weights, tokenizer.json and chat template."""
+    """Not `sim`: folder with weights, tokenizer.json and chat template."""
+    model_hub: str = ""
+    """Not `sim`: name of the model in a hub, instead of a folder; the engine fetches it, and needs `HF_TOKEN` where it is not public."""
+    model_revision: str = ""
+    """Not `sim`: of the hub's model; empty: its main one."""
     engine_python: str = ""
-    """`vllm` only: interpreter of the environment that has vLLM; empty: `python3`."""
+    """Not `sim`: interpreter of the environment that has the engine; empty: `python3`."""
     engine_args: tuple[str, ...] = ()
-    """`vllm` only: further words for vLLM; they win over Penstock's."""
+    """Not `sim`: further words for the engine; they win over Penstock's."""
     engine_env: dict[str, str] = {}
-    """`vllm` only: further environment of vLLM. No secrets: settings are written to files and logs."""
+    """Not `sim`: further environment of the engine. No secrets: settings are written to files and logs."""
     engine_url: str = ""
-    """`vllm` only: `http://host:port` of a vLLM that already runs, instead of starting one."""
+    """Not `sim`: `http://host:port` of an engine that already runs, instead of starting one."""
     engine_kv_events: str = ""
-    """`vllm` only: `tcp://host:port` where the running vLLM publishes KV events; empty: its cache stays unknown."""
+    """Not `sim`: `tcp://host:port` where the running engine publishes KV events; empty: its cache stays unknown."""
     engine_kv_replay: str = ""
-    """`vllm` only: `tcp://host:port` where it replays them; empty: the port after `engine_kv_events`' own."""
+    """Not `sim`: `tcp://host:port` where it replays them; empty: the port after `engine_kv_events`' own."""
     engine_start_s: float = 900.0
-    """`vllm` only: how long the engine may take to come up."""
+    """Not `sim`: how long the engine may take to come up."""
     kv_claim_seconds: float = 30.0
     """How long the KV of a finished prefill waits for its decode worker."""
     kv_generation: str = ""
@@ -143,12 +147,18 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.gang_size > 1 and self.engine_host != "ray":
             raise ConfigError(f"gang_size is {self.gang_size}; allowed: 1 where engine_host is {self.engine_host}")
         self.timing()
-        if self.engine == "vllm":
-            self._check_vllm()
+        if self.engine != "sim":
+            self._check_server()
 
-    def _check_vllm(self) -> None:
-        if not self.model_folder and not self.engine_url:
-            raise ConfigError("model_folder is ''; allowed with engine vllm: the model's folder, or engine_url of a running vLLM")
+    def _check_server(self) -> None:
+        if not (self.model_folder or self.model_hub or self.engine_url):
+            raise ConfigError(
+                f"model_folder is ''; allowed with engine {self.engine}: the model's folder, model_hub, or engine_url of a running engine"
+            )
+        if self.model_folder and self.model_hub:
+            raise ConfigError(f"model_hub is {self.model_hub!r}; allowed only without model_folder")
+        if self.engine == "vllm" and self.connector == "sglang":
+            raise ConfigError("connector is 'sglang'; allowed with engine vllm: nixl, mooncake or none")
         if self.engine_url and not self.engine_url.startswith(("http://", "https://")):
             raise ConfigError(f"engine_url is {self.engine_url!r}; allowed: http://host:port or https://host:port")
         for name, address in (("engine_kv_events", self.engine_kv_events), ("engine_kv_replay", self.engine_kv_replay)):

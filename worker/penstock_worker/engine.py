@@ -1,6 +1,6 @@
 """The contract between a worker's host and the engine it hosts: calls in OpenAI's form, KV events out.
 
-`engines/sim`, `engines/vllm`, … implement it; `host` is its only user. Bodies travel as the client wrote them, so that an
+`engines/sim` and `engines/server` (vLLM, SGLang) implement it; `host` is its only user. Bodies travel as the client wrote them, so that an
 engine which is an HTTP server itself passes unknown fields through untouched. An engine knows nothing of routers, chunk
 keys or Redis.
 """
@@ -27,6 +27,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int
     max_model_tokens: int
     connector: str
+    connector_facts: dict[str, str | int] = {}
+    """See WorkerRecord.connector_facts."""
     kv_generation: str
     capabilities: tuple[str, ...]
     adapters: tuple[str, ...] = ()

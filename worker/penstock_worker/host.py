@@ -236,6 +236,7 @@ def worker_record(config: WorkerConfig, info: EngineInfo, url: str, epoch: int) 
         max_model_tokens=info.max_model_tokens,
         kv_generation=config.kv_generation or info.kv_generation,
         connector=info.connector,
+        connector_facts=info.connector_facts,
         adapters=info.adapters,
         capabilities=info.capabilities,
         exact=info.exact,

@@ -46,8 +46,8 @@ def serve_worker(config: WorkerConfig, secrets: WorkerSecrets) -> None:
 def _check_gang(config: WorkerConfig, secrets: WorkerSecrets) -> None:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("engine_host is 'ray', and Ray is not installed; allowed: process, or install penstock[ray]")
-    if config.gang_size > 1 and config.engine == "vllm":
-        raise ConfigError(f"gang_size is {config.gang_size}; allowed: 1 with engine vllm, which does not span Pods yet")
+    if config.gang_size > 1 and config.engine != "sim":
+        raise ConfigError(f"gang_size is {config.gang_size}; allowed: 1 with engine {config.engine}, which does not span Pods yet")
     if config.gang_size > 1 and not (secrets.fleet_token and secrets.ray_token):
         raise ConfigError(
             f"gang_size is {config.gang_size}, and PENSTOCK_FLEET_TOKEN and RAY_AUTH_TOKEN are not both set; allowed: 1 without them, "

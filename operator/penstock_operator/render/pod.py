@@ -32,6 +32,10 @@ _START_S = 3_600
 _POLL_S = 5
 _RANK, _LEADER = "PENSTOCK_GANG_RANK", "PENSTOCK_GANG_LEADER"
 """Environment variables in which the Pods of one gang differ."""
+_SPLIT_WORDS = {
+    EngineType.VLLM: ("--tensor-parallel-size", "--pipeline-parallel-size"),
+    EngineType.SGLANG: ("--tp-size", "--pp-size"),
+}
 
 
 class Template(msgspec.Struct, frozen=True):
@@ -188,14 +192,24 @@ def _args(spec: ModelServiceSpec, pool: Pool, generation: str) -> list[str]:
         settings["profile"] = literal(spec.engine.profile_name)
     told = ["--id", "$(POD_UID)", "--role", pool.role.worker_role.value, "--model", literal(spec.model.name)]
     told += ["--host", "", "--port", str(PORT)]  # every address of the Pod's IP family, guarded by the NetworkPolicy and the token
-    if spec.engine.type is EngineType.VLLM:
-        words = [literal(text) for text in spec.engine.args]
-        settings |= {"connector": spec.connector.value.lower(), "engine_args": msgspec.json.encode(words).decode()}
-        if spec.model.source.pvc is not None or spec.model.source.oci is not None:
-            settings["model_folder"] = "$(PENSTOCK_MODEL_PATH)"
+    sim = spec.engine.type is EngineType.SIM
+    if not sim:
+        settings |= _engine_settings(spec, pool)
     for name, value in settings.items():
         told += ["--set", f"{name}={value}"]
-    return told if spec.engine.type is EngineType.VLLM else told + [literal(text) for text in spec.engine.args]
+    return told + [literal(text) for text in spec.engine.args] if sim else told
+
+
+def _engine_settings(spec: ModelServiceSpec, pool: Pool) -> dict[str, str]:
+    """What a worker is told of an engine that is its child: the connector, the split, the user's words, the model's place."""
+    tensor, pipeline = _SPLIT_WORDS[spec.engine.type]
+    split = ((tensor, pool.parallelism.tensor), (pipeline, pool.parallelism.pipeline))
+    words = [word for flag, ways in split if ways > 1 for word in (flag, str(ways))]
+    words += [literal(text) for text in spec.engine.args]
+    settings = {"connector": spec.connector.value.lower(), "engine_args": msgspec.json.encode(words).decode()}
+    if spec.model.source.hub is not None:
+        return {**settings, "model_hub": literal(spec.model.name), "model_revision": literal(spec.model.revision)}
+    return {**settings, "model_folder": "$(PENSTOCK_MODEL_PATH)"}
 
 
 def _env(service: str, spec: ModelServiceSpec, secrets: OperatorSecrets) -> list[dict[str, Any]]:
@@ -205,6 +219,8 @@ def _env(service: str, spec: ModelServiceSpec, secrets: OperatorSecrets) -> list
         {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 -- the one writable folder of a read-only root
     ]
+    if spec.engine.type is not EngineType.SIM:
+        env.append({"name": "LOGNAME", "value": "penstock"})  # engines ask for a name that their images' /etc/passwd has not
     env += secret_env(names.workers_object(service), secrets, ray=spec.engine.host is EngineHost.RAY)
     source = spec.model.source
     if source.pvc is not None:

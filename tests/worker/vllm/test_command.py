@@ -3,15 +3,17 @@
 import json
 
 from penstock_core.profile import DEFAULT_PROFILE
-from penstock_worker.engines.vllm.bodies import read_wish, with_salt
-from penstock_worker.engines.vllm.command import Ports, command, environment
-from penstock_worker.engines.vllm.config import VllmConfig
+from penstock_worker.engines.server.bodies import with_salt
+from penstock_worker.engines.server.config import ServerConfig
+from penstock_worker.engines.server.dialect import Ports
+from penstock_worker.engines.vllm.command import command, environment
+from penstock_worker.engines.vllm.dialect import Vllm
 
 PORTS = Ports(8001, 5600, "ipc:///private/events", "ipc:///private/replay")
 
 
-def _config(**fields: object) -> VllmConfig:
-    return VllmConfig(model="m", profile=DEFAULT_PROFILE, folder="/models/m", **fields)  # type: ignore[arg-type]
+def _config(**fields: object) -> ServerConfig:
+    return ServerConfig(**{"model": "m", "profile": DEFAULT_PROFILE, "folder": "/models/m", **fields})  # type: ignore[arg-type]
 
 
 def _after(words: list[str], flag: str) -> str:
@@ -52,6 +54,23 @@ def test_a_tenants_salt_stands_before_the_clients_own_and_nothing_else_changes()
 
 def test_a_body_tells_whether_it_pulls_or_hands_over() -> None:
     """And one that cannot be read does neither: vLLM will say what is wrong with it."""
-    assert read_wish(b'{"kv_transfer_params":{"do_remote_prefill":true,"remote_block_ids":[[1,2]]}}').pulls
-    assert read_wish(b'{"kv_transfer_params":{"do_remote_decode":true}}').hands_over
-    assert not read_wish(b"[").pulls
+    config, vllm = _config(), Vllm()
+    assert vllm.wish(b'{"kv_transfer_params":{"do_remote_prefill":true,"remote_block_ids":[[1,2]]}}', config).pulls
+    assert vllm.wish(b'{"kv_transfer_params":{"do_remote_decode":true}}', config).hands_over
+    assert vllm.wish(b"[", config) == vllm.wish(b"{}", config)
+    assert vllm.wish(b"{}", config).served
+
+
+def test_a_model_of_a_hub_is_named_and_may_be_fetched() -> None:
+    """Its name and revision instead of a folder; the engine is not kept off the hub."""
+    config = _config(folder="", hub="org/llama", revision="v2")
+    words = command(config, PORTS)
+    assert (_after(words, "--model"), _after(words, "--revision")) == ("org/llama", "v2")
+    assert "HF_HUB_OFFLINE" not in environment(config, PORTS)
+
+
+def test_mooncake_gets_an_engine_id_that_is_new_with_each_start() -> None:
+    """Decode bodies name it, so it must be known before the engine is; the folder of the engine's sockets is its name."""
+    transfer = json.loads(_after(command(_config(connector="mooncake"), PORTS), "--kv-transfer-config"))
+    assert (transfer["kv_connector"], transfer["engine_id"]) == ("MooncakeConnector", "private")
+    assert environment(_config(connector="mooncake"), PORTS)["VLLM_MOONCAKE_BOOTSTRAP_PORT"] == "5600"

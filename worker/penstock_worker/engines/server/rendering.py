@@ -16,7 +16,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from penstock_worker.engine import Rendering
-from penstock_worker.engines.vllm.chat_template import CannotRender, ChatTemplate, template_of
+from penstock_worker.engines.server.chat_template import CannotRender, ChatTemplate, template_of
 from penstock_worker.kv_chain import CHAT_PATH, TEXT_PATH
 
 KEPT_CHARACTERS = 64 << 20

@@ -1,11 +1,13 @@
-"""VllmEngine: a vLLM server behind the engine contract, as our child or adopted.
+"""ServerEngine: an engine that is an OpenAI server of its own behind the engine contract, as our child or adopted.
 
-The worker's host uses it through the Engine Protocol. Calls go to vLLM over loopback HTTP as the client wrote them; KV events come
-over ZeroMQ; health and metrics are asked once a second. It notices an engine core that died behind a live HTTP port.
+The worker's host uses it through the Engine Protocol. Calls go to the engine over HTTP as the client wrote them; KV events come
+over ZeroMQ; health and metrics are asked once a second. It notices a core that died behind a live HTTP port. In what engines
+differ is asked of the dialect.
 """
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -19,17 +21,17 @@ from penstock_dataplane.client import Client, ClientLimits, Origin
 from penstock_dataplane.errors import UpstreamError
 
 from penstock_worker.engine import BlockEvent, EngineAnswer, EngineCall, EngineInfo, Handover, Rendering
-from penstock_worker.engines.vllm.answers import EngineFailed, VllmAnswer
-from penstock_worker.engines.vllm.bodies import Wish, read_wish, with_salt
-from penstock_worker.engines.vllm.chat_template import CannotRender
-from penstock_worker.engines.vllm.child import Child
-from penstock_worker.engines.vllm.command import Ports, command, environment
-from penstock_worker.engines.vllm.config import VllmConfig
-from penstock_worker.engines.vllm.facts import engine_info
-from penstock_worker.engines.vllm.ports import free_ports
-from penstock_worker.engines.vllm.rendering import PromptRenderer, renderer_of
-from penstock_worker.engines.vllm.scrape import Gauges, read_gauges
-from penstock_worker.engines.vllm.subscriber import Subscriber
+from penstock_worker.engines.server.answers import EngineFailed, ServerAnswer
+from penstock_worker.engines.server.bodies import with_salt
+from penstock_worker.engines.server.chat_template import CannotRender
+from penstock_worker.engines.server.child import Child
+from penstock_worker.engines.server.config import ServerConfig
+from penstock_worker.engines.server.dialect import Dialect, Ports, Wish
+from penstock_worker.engines.server.hub import cached_folder
+from penstock_worker.engines.server.ports import free_ports
+from penstock_worker.engines.server.rendering import PromptRenderer, renderer_of
+from penstock_worker.engines.server.scrape import Gauges
+from penstock_worker.engines.server.subscriber import Subscriber
 from penstock_worker.worker_host import StartFailed
 
 log = logging.getLogger(__name__)
@@ -43,16 +45,18 @@ _METRICS_BYTES = 16 << 20
 _JSON = (b"content-type", b"application/json")
 
 
-class VllmEngine:
-    """One vLLM. State: what runs, by call; the last scrape."""
+class ServerEngine:
+    """One engine. State: what runs, by call; the last scrape."""
 
-    def __init__(self, config: VllmConfig) -> None:
+    def __init__(self, config: ServerConfig, dialect: Dialect) -> None:
         self.config = config
         self.phases: dict[str, float] = {}
         """Seconds from the start to the end of each phase: process, weights, warm_up, first_token."""
         self.subscriber: Subscriber | None = None
         self.gauges = Gauges()
+        self._dialect = dialect
         self._child: Child | None = None
+        self._ports: Ports | None = None
         self._client: Client | None = None
         self._origin: Origin | None = None
         self._renderer: PromptRenderer | None = None
@@ -76,15 +80,17 @@ class VllmEngine:
         self._client = Client(ClientLimits(max_connections_per_origin=4_096))
         try:
             self._events = self._launch()
-            self._renderer = await asyncio.to_thread(self._read_folder)
             await self._until_healthy(began_s)
-            self._info = await engine_info(self.config, self._get, exact=self._renderer is not None and bool(self._events[0]))
+            self._renderer = await asyncio.to_thread(self._read_folder)
+            exact = self._renderer is not None and bool(self._events[0])
+            self._info = await self._dialect.info(self.config, self._get, self._ports, exact=exact)
             await self._first_token()
+            await self._scrape()
         except BaseException:
             await self.stop()
             raise
         self.phases = {**(self._child.phases if self._child is not None else {}), "first_token": time.monotonic() - began_s}
-        self._watching = asyncio.get_running_loop().create_task(self._watch(), name="vllm watch")
+        self._watching = asyncio.get_running_loop().create_task(self._watch(), name="engine watch")
         self._subscribe()
         log.info("engine up", extra={"facts": {"phases_s": {name: round(at_s, 2) for name, at_s in self.phases.items()}}})
         return self._info
@@ -116,7 +122,9 @@ class VllmEngine:
         """See Engine.answer."""
         if self._client is None or self._origin is None or self._info is None or (self._died is not None and self._died.done()):
             raise Refused("epoch" if self._info is not None else "draining")
-        wish = read_wish(call.body)
+        wish = self._dialect.wish(call.body, self.config)
+        if not wish.served:
+            raise Refused("epoch")
         if len(self._waiting) >= self.config.max_waiting:
             raise Refused("full")
         token = object()
@@ -148,7 +156,7 @@ class VllmEngine:
         )
 
     def handover(self) -> Handover:
-        """See Engine.handover: a finished prefill counts as unclaimed until vLLM's own KV usage is 0, or its claim has run out."""
+        """See Engine.handover: a finished prefill counts as unclaimed until the engine's own KV usage is 0, or its claim has run out."""
         now_s = time.monotonic()
         open_s = self.config.claim_seconds
         self._handed_over = {one: (at_s, tokens) for one, (at_s, tokens) in self._handed_over.items() if now_s - at_s < open_s}
@@ -171,18 +179,18 @@ class VllmEngine:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, client: Client, origin: Origin, call: EngineCall, wish: Wish) -> VllmAnswer:
+    async def _ask(self, client: Client, origin: Origin, call: EngineCall, wish: Wish) -> ServerAnswer:
         """One call, up to its first output."""
         try:
             body = with_salt(call.body, call.salt) if call.salt else call.body
         except msgspec.DecodeError:
-            body = call.body  # vLLM says what is wrong with it
+            body = call.body  # the engine says what is wrong with it
         headers = [_JSON, (b"x-request-id", call.request_id.encode())]
-        answer: VllmAnswer | None = None
+        answer: ServerAnswer | None = None
         try:
             response = await client.request(origin, "POST", call.path, headers, body)
             self._running += 1
-            answer = VllmAnswer(response, self._ended)
+            answer = ServerAnswer(response, self._ended)
             await answer.first_output()
         except UpstreamError as error:
             await _give_up(answer)
@@ -195,7 +203,7 @@ class VllmEngine:
             raise
         if answer.status >= 500:
             await _give_up(answer)
-            raise self._failed(wish, f"vLLM answered {answer.status}")
+            raise self._failed(wish, f"{self._dialect.name} answered {answer.status}")
         if wish.hands_over and answer.status == 200:
             tokens = answer.facts.prompt_tokens if answer.facts is not None else len(call.body) // 4
             self._handed_over[object()] = (time.monotonic(), tokens)
@@ -223,14 +231,22 @@ class VllmEngine:
             return config.adopt_events, config.adopt_replay
         (http,) = free_ports("127.0.0.1", 1)
         (side,) = (config.side_port,) if config.side_port else free_ports(config.side_host, 1)
-        self._folder = tempfile.mkdtemp(prefix="penstock-vllm-")  # its sockets: nobody else may open this folder
-        ports = Ports(http, side, f"ipc://{self._folder}/events", f"ipc://{self._folder}/replay")
-        self._origin = Origin("http", "127.0.0.1", http)
-        self._child = Child(config.log_path)
-        self._child.start(config.python, command(config, ports), environment(config, ports))
+        self._folder = tempfile.mkdtemp(prefix="penstock-engine-")  # its sockets: nobody else may open this folder
+        ports = self._ports = Ports(http, side, f"ipc://{self._folder}/events", f"ipc://{self._folder}/replay")
+        launch = self._dialect.launch(config, ports)
+        self._origin = Origin("http", launch.host, http)
+        self._child = Child(self._dialect.name, self._dialect.phases, config.log_path)
+        self._child.start(config.python, launch.words, launch.environment)
         return ports.events, ports.replay
 
     def _read_folder(self) -> PromptRenderer | None:
+        """What lays prompts out, from the model's folder; that of a hub's model is known once the engine has fetched it."""
+        if self.config.hub and not self.config.folder:
+            found = cached_folder(self.config.hub, self.config.revision, {**os.environ, **self.config.env})
+            if found is None:
+                log.warning("the hub's cache has no folder of the model, so this worker's prefix cache stays unknown")
+                return None
+            self.config = msgspec.structs.replace(self.config, folder=str(found))
         if not self.config.folder:
             return None
         try:
@@ -246,28 +262,32 @@ class VllmEngine:
                 said_s = time.monotonic()
                 done = ", ".join(self._child.phases) if self._child is not None else ""
                 log.info(
-                    "vLLM is not healthy yet", extra={"facts": {"seconds": round(said_s - began_s), "done": done, "at": str(self._origin)}}
+                    "the engine is not healthy yet",
+                    extra={"facts": {"seconds": round(said_s - began_s), "done": done, "at": str(self._origin)}},
                 )
             if self._child is not None and self._child.ended:
                 raise StartFailed(self._child.why())
             if await self._healthy():
                 return
             if time.monotonic() - began_s > self.config.start_s:
-                raise StartFailed(f"vLLM is not healthy after {self.config.start_s:g} s (engine_start_s)")
+                raise StartFailed(f"{self._dialect.name} is not healthy after {self.config.start_s:g} s (engine_start_s)")
             await asyncio.sleep(0.1)
 
     async def _first_token(self) -> None:
         """One token, so that whatever is made at first use is made before the first client comes."""
-        body = msgspec.json.encode({"model": self.config.model, "prompt": "a", "max_tokens": 1, "temperature": 0})
+        asked = self._dialect.first_request(self.config)
+        if asked is None:
+            return
+        path, body = asked
         client, origin = self._connected()
         deadline_s = asyncio.get_running_loop().time() + self.config.start_s
         try:
-            response = await client.request(origin, "POST", "/v1/completions", [_JSON], body, deadline_s=deadline_s)
+            response = await client.request(origin, "POST", path, [_JSON], body, deadline_s=deadline_s)
             said = await response.read(1 << 20)
         except UpstreamError as error:
-            raise StartFailed(f"vLLM gave no first token: {error.detail}") from None
+            raise StartFailed(f"{self._dialect.name} gave no first token: {error.detail}") from None
         if response.status != 200:
-            raise StartFailed(f"vLLM answered its first request with {response.status}: {said[:300]!r}")
+            raise StartFailed(f"{self._dialect.name} answered its first request with {response.status}: {said[:300]!r}")
 
     async def _watch(self) -> None:
         """Once a second: is it healthy, and what do its metrics say. Ends when the engine is dead."""
@@ -279,7 +299,7 @@ class VllmEngine:
                 if self._child is not None and self._child.ended:
                     return self._die(self._child.why())
                 if misses >= _MOST_MISSES:
-                    return self._die(f"vLLM's /health has failed {misses} times in a row")
+                    return self._die(f"{self._dialect.name}'s /health has failed {misses} times in a row")
                 await self._scrape()
             except Exception:  # a task's top
                 log.exception("looking after the engine failed")
@@ -292,10 +312,11 @@ class VllmEngine:
     async def _scrape(self) -> None:
         began_s, idle = time.monotonic(), not self._running and not self._waiting
         try:
-            self._metrics_text = (await self._get("/metrics")).decode("utf-8", "replace")
+            text = (await self._get("/metrics")).decode("utf-8", "replace")
         except UpstreamError:
             return
-        self.gauges = read_gauges(self._metrics_text)
+        self.gauges = self._dialect.gauges(text)
+        self._metrics_text = self._dialect.metrics(text, self.gauges)
         if idle and not self.gauges.running and not self.gauges.kv_usage_ratio:
             self._handed_over = {one: entry for one, entry in self._handed_over.items() if entry[0] > began_s - _LOOK_S}
 
@@ -321,6 +342,6 @@ class VllmEngine:
         return self._client, self._origin
 
 
-async def _give_up(answer: VllmAnswer | None) -> None:
+async def _give_up(answer: ServerAnswer | None) -> None:
     if answer is not None:
         await answer.abort()

@@ -9,7 +9,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 from penstock_worker.engine import AllBlocksCleared, BlockEvent, BlockStored
-from penstock_worker.engines.vllm.subscriber import Subscriber
+from penstock_worker.engines.server.subscriber import Subscriber
 
 WAIT_S = 30.0
 

@@ -1,7 +1,7 @@
-"""One answer of vLLM: its first output looked at, the rest passed through as it comes.
+"""One answer of an engine that is a server: its first output looked at, the rest passed through as it comes.
 
 `engine` makes one per call. The head waits for the first event or the whole body, so that an engine's failure is still a status.
-It edits nothing: what a client or a router sees is what vLLM wrote.
+It edits nothing: what a client or a router sees is what the engine wrote.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -40,7 +40,7 @@ class EngineFailed(Exception):
         super().__init__(body[:500].decode("utf-8", "replace"))
 
 
-class VllmAnswer:
+class ServerAnswer:
     """Implements `penstock_worker.engine.EngineAnswer`."""
 
     def __init__(self, response: Response, on_end: Callable[[], None]) -> None:
@@ -89,7 +89,7 @@ class VllmAnswer:
             self._end()
 
     async def abort(self) -> None:
-        """See EngineAnswer.abort: vLLM drops a request whose connection is closed."""
+        """See EngineAnswer.abort: an engine drops a request whose connection is closed."""
         self._response.close()
         self._end()
 

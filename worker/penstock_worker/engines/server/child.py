@@ -1,7 +1,7 @@
-"""vLLM as our child: started in a session of its own, watched, and ended with everything that it started.
+"""An engine as our child: started in a session of its own, watched, and ended with everything that it started.
 
 `engine` uses it. The child's output goes to a file or to our own output; lines in it tell how far the start has come. If this
-process dies, however, the kernel tells the child to end, and vLLM ends its own children.
+process dies, however, the kernel tells the child to end, and engines end their own children.
 """
 
 import asyncio
@@ -24,13 +24,7 @@ _TRAMPOLINE = (
     "import ctypes, os, signal, sys; sys.platform.startswith('linux') and ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
     "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
 )
-"""Run by the engine's interpreter before vLLM: asks the kernel for SIGTERM when our thread ends. It survives the exec."""
-PHASES = (
-    ("process", re.compile(rb"vLLM API server version|Starting vLLM API server|non-default args")),
-    ("weights", re.compile(rb"Loading weights took|Model loading took")),
-    ("warm_up", re.compile(rb"init engine .* took|Application startup complete")),
-)
-"""Each phase ends with the first line that matches. Of newer versions some may match nothing; the phase is then not told."""
+"""Run by the engine's interpreter before the engine: asks the kernel for SIGTERM when our thread ends. It survives the exec."""
 _KEPT_LINES = 40
 _TERM_S = 15.0
 
@@ -38,8 +32,11 @@ _TERM_S = 15.0
 class Child:
     """One child process. `phases` maps a phase to the seconds from the start to its end."""
 
-    def __init__(self, log_path: str) -> None:
+    def __init__(self, name: str, phases: Sequence[tuple[str, re.Pattern[bytes]]], log_path: str) -> None:
+        """`name`: of the engine, for messages. `phases`: each ends with the first line of output that matches."""
+        self.name = name
         self.phases: dict[str, float] = {}
+        self._patterns = phases
         self._log_path = log_path
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -59,8 +56,10 @@ class Child:
                 start_new_session=True,
             )
         except OSError as error:
-            raise StartFailed(f"engine_python is {python!r}: {error.strerror or error}; allowed: an interpreter that has vLLM") from None
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), name="vllm output", daemon=True)
+            raise StartFailed(
+                f"engine_python is {python!r}: {error.strerror or error}; allowed: an interpreter that has {self.name}"
+            ) from None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), name="engine output", daemon=True)
         self._reader.start()
 
     @property
@@ -75,7 +74,7 @@ class Child:
         """After its end: how, and the last it said."""
         status = self._process.poll() if self._process is not None else None
         said = b"".join(self._last).decode("utf-8", "replace").strip()
-        return f"vLLM ended with status {status}; the end of its output:\n{said}"
+        return f"{self.name} ended with status {status}; the end of its output:\n{said}"
 
     async def stop(self) -> None:
         """SIGTERM, and after a while SIGKILL, to all of its processes; returns when they are gone. Twice does nothing."""
@@ -99,7 +98,7 @@ class Child:
             sink = stack.enter_context(Path(self._log_path).open("ab", buffering=0)) if self._log_path else sys.stderr.buffer
             for line in output:
                 self._last.append(line[-2_000:])
-                for phase, pattern in PHASES:
+                for phase, pattern in self._patterns:
                     if phase not in self.phases and pattern.search(line):
                         self.phases[phase] = time.monotonic() - self._started_s
                 with contextlib.suppress(OSError, ValueError):

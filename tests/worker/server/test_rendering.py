@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock_worker.engines.vllm.chat_template import CannotRender, ChatTemplate
-from penstock_worker.engines.vllm.rendering import PromptRenderer, renderer_of
+from penstock_worker.engines.server.chat_template import CannotRender, ChatTemplate
+from penstock_worker.engines.server.rendering import PromptRenderer, renderer_of
 from penstock_worker.kv_chain import CHAT_PATH, TEXT_PATH
 from tiny_model import write_tiny_model
 from tokenizers import Tokenizer

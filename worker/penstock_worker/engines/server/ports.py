@@ -1,4 +1,4 @@
-"""Free TCP ports for a vLLM that we start. Another process may take one before vLLM does; its start then fails and is tried again."""
+"""Free TCP ports for an engine that we start. Another process may take one before it does; its start then fails and is tried again."""
 
 import contextlib
 import socket

@@ -17,8 +17,9 @@ from penstock_core.profile import DEFAULT_PROFILE
 from penstock_dataplane.exchange import Exchange
 from penstock_dataplane.server import Server
 from penstock_worker.engine import AnswerCut, EngineCall
-from penstock_worker.engines.vllm.config import VllmConfig
-from penstock_worker.engines.vllm.engine import VllmEngine
+from penstock_worker.engines.server.config import ServerConfig
+from penstock_worker.engines.server.engine import ServerEngine
+from penstock_worker.engines.vllm.dialect import Vllm
 from penstock_worker.worker_host import StartFailed
 
 WAIT_S = 60.0
@@ -59,12 +60,12 @@ class Played:
 
 
 @asynccontextmanager
-async def _adopted(complete: Handle) -> AsyncIterator[tuple[VllmEngine, Played]]:
+async def _adopted(complete: Handle) -> AsyncIterator[tuple[ServerEngine, Played]]:
     played = Played(complete)
     server = Server(played.serve, handler_prefixes=("/",), render_error=lambda status, message: (JSON, message.encode()))
     _, port = await server.start("127.0.0.1", 0)
-    config = VllmConfig(model="m", profile=DEFAULT_PROFILE, adopt_url=f"http://127.0.0.1:{port}", claim_seconds=2.0)
-    engine = VllmEngine(config)
+    config = ServerConfig(model="m", profile=DEFAULT_PROFILE, adopt_url=f"http://127.0.0.1:{port}", claim_seconds=2.0)
+    engine = ServerEngine(config, Vllm())
     try:
         yield engine, played
     finally:

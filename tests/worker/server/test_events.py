@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from penstock_worker.engine import AllBlocksCleared, BlockRemoved, BlockStored
-from penstock_worker.engines.vllm.events import Unreadable, decode_batch
+from penstock_worker.engines.server.events import Unreadable, decode_batch
 
 pack = msgspec.msgpack.encode
 

@@ -11,7 +11,7 @@ import zmq
 import zmq.asyncio
 
 from penstock_worker.engine import AllBlocksCleared, BlockEvent
-from penstock_worker.engines.vllm.events import Unreadable, decode_batch
+from penstock_worker.engines.server.events import Unreadable, decode_batch
 
 log = logging.getLogger(__name__)
 
