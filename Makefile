@@ -69,6 +69,10 @@ bench-operator: dev programs  ## Measure the operator with 1,000 ModelServices o
 bench-scaling: dev  ## Judge the autoscaler in virtual time (ARGS="--traces FOLDER"; see docs/benchmarks.md)
 	@$(BIN)/python -m benchmarks.scaling $(ARGS)
 
+.PHONY: bench-engines
+bench-engines: dev  ## Measure what router and worker add to a real vLLM on CPU (x86-64 Linux; some minutes)
+	@PYTHONPATH=tests/engines $(BIN)/python -m benchmarks.engine_vllm $(ARGS)
+
 image:  ## Build the container image (Docker, Podman or Buildah); BASE=debian where no registry can be reached
 	@PYTHON="$(PYTHON)" image/build.sh
 

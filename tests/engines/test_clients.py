@@ -64,8 +64,8 @@ def test_one_plain_server_and_a_pair_with_roles_need_no_penstock_part(engines: S
 
     async def ask(salt: str, *options: str) -> list[str]:
         texts = []
-        with routed(tmp_path, options) as url:
-            client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        with routed(tmp_path, options) as router:
+            client = openai.AsyncOpenAI(base_url=f"{router.url}/v1", api_key="none", max_retries=0)
             for number in range(6):
                 question = f"{number} water turns the turbine, def f(x): return x " * 20
                 answer = await client.chat.completions.create(
@@ -93,8 +93,8 @@ def test_vllms_own_load_generator_runs_through_the_router_without_a_failure(
     engines: Sequence[RawEngine], vllm_python: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     """`vllm bench serve`: streamed chats by tokens of its own making, all completed."""
-    with routed(tmp_path, ("--endpoint", engines[0].url, "--endpoint", engines[1].url)) as url:
-        words = ["--backend", "openai-chat", "--base-url", url, "--endpoint", "/v1/chat/completions", "--model", "m"]
+    with routed(tmp_path, ("--endpoint", engines[0].url, "--endpoint", engines[1].url)) as router:
+        words = ["--backend", "openai-chat", "--base-url", router.url, "--endpoint", "/v1/chat/completions", "--model", "m"]
         words += ["--tokenizer", str(tiny_model), "--dataset-name", "random", "--input-len", "200", "--output-len", "8"]
         words += ["--num-prompts", str(BENCHED), "--max-concurrency", "4", "--disable-tqdm"]
         words += ["--save-result", "--result-dir", str(tmp_path), "--result-filename", "bench.json"]

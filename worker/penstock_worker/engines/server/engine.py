@@ -18,7 +18,7 @@ import msgspec
 from penstock_core.endpoint import Load
 from penstock_core.errors import Refused, TransferFailed
 from penstock_dataplane.client import Client, ClientLimits, Origin
-from penstock_dataplane.errors import UpstreamError
+from penstock_dataplane.errors import DeadlineExceeded, UpstreamError
 
 from penstock_worker.engine import BlockEvent, EngineAnswer, EngineCall, EngineInfo, Handover, Rendering
 from penstock_worker.engines.server.answers import EngineFailed, ServerAnswer
@@ -41,6 +41,8 @@ _LOOK_TIMEOUT_S = 5.0
 _SAID_EVERY_S = 10.0
 _MOST_MISSES = 3
 """Looks that may fail in a row; a child that has ended is noticed at the first."""
+_MOST_SILENT = 12
+"""Looks in a row that may get no answer in time: a minute, as on a machine with too much to do; the core may be alive."""
 _METRICS_BYTES = 16 << 20
 _JSON = (b"content-type", b"application/json")
 
@@ -212,6 +214,8 @@ class ServerEngine:
     def _failed(self, wish: Wish, why: str) -> Refused | TransferFailed:
         """Before a first output nothing is lost: prefill again where KV was to be fetched, else try another worker."""
         log.warning("a call failed in the engine", extra={"facts": {"why": why}})
+        if self._child is not None and self._child.ended:
+            self._die(self._child.why())
         return TransferFailed(why) if wish.pulls else Refused("epoch")
 
     def _subscribe(self) -> None:
@@ -291,16 +295,20 @@ class ServerEngine:
 
     async def _watch(self) -> None:
         """Once a second: is it healthy, and what do its metrics say. Ends when the engine is dead."""
-        misses = 0
+        misses = silent = 0
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                misses = 0 if await self._healthy() else misses + 1
+                healthy = await self._healthy()
+                silent = silent + 1 if healthy is None else 0
+                misses = misses + 1 if healthy is False else 0 if healthy else misses
                 if self._child is not None and self._child.ended:
                     return self._die(self._child.why())
-                if misses >= _MOST_MISSES:
-                    return self._die(f"{self._dialect.name}'s /health has failed {misses} times in a row")
-                await self._scrape()
+                if misses >= _MOST_MISSES or silent >= _MOST_SILENT:
+                    how = f"failed {misses} times" if misses >= _MOST_MISSES else f"not answered {silent} times"
+                    return self._die(f"{self._dialect.name}'s /health has {how} in a row")
+                if healthy:
+                    await self._scrape()
             except Exception:  # a task's top
                 log.exception("looking after the engine failed")
 
@@ -320,9 +328,12 @@ class ServerEngine:
         if idle and not self.gauges.running and not self.gauges.kv_usage_ratio:
             self._handed_over = {one: entry for one, entry in self._handed_over.items() if entry[0] > began_s - _LOOK_S}
 
-    async def _healthy(self) -> bool:
+    async def _healthy(self) -> bool | None:
+        """None: no answer in time."""
         try:
             await self._get("/health")
+        except DeadlineExceeded:
+            return None
         except UpstreamError:
             return False
         return True
