@@ -109,13 +109,13 @@ class CompiledHasher(ChunkHasher):
     __slots__ = ()
 
     def take(self, most: int) -> NDArray[np.uint64]:
-        if not COMPILED or self._chunk_bytes not in CHUNK_BYTES:
+        size, first = self._chunk_bytes, self._taken
+        if not COMPILED or size not in CHUNK_BYTES:
             return super().take(most)
-        first, count = self._taken, self._chunk_bytes // 8
-        self._taken = min(self.chunks, first + most)
-        keys = np.empty(self._taken - first + 1, np.uint64)
+        taken = self._taken = min(self.chunks, first + most)
+        keys = np.empty(taken - first + 1, np.uint64)
         keys[0] = self._key
-        _chain(np.frombuffer(self._canonical, np.uint64, (len(keys) - 1) * count, first * self._chunk_bytes), count, keys)
+        _chain(np.frombuffer(self._canonical, np.uint64, (taken - first) * (size // 8), first * size), size // 8, keys)
         self._key = int(keys[-1])
         return keys[1:]
 

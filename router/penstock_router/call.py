@@ -9,7 +9,7 @@ from penstock_core.errors import Outcome
 from penstock_core.placement import Placement
 from penstock_core.slo import Slo
 from penstock_dataplane.exchange import Exchange
-from penstock_dataplane.wire import HeaderList
+from penstock_dataplane.wire import EncodedHeaders, HeaderList
 
 from penstock_router.admission.claim import Turned
 from penstock_router.admission.line import Waiting
@@ -71,86 +71,50 @@ class LegFailed(Exception):
 
 
 class Call:
-    """What is known of one request so far. Each field is set once, by the step named beside it, unless it says otherwise."""
+    """What is known of one request so far. Each field is set once, by the step named beside it, unless it says otherwise.
 
-    __slots__ = (
-        "admitted",
-        "begun",
-        "booking",
-        "cached_tokens",
-        "charged_tokens",
-        "chat",
-        "deadline_s",
-        "exchange",
-        "excluded",
-        "explain",
-        "first_s",
-        "headers",
-        "held_s",
-        "message",
-        "outcome",
-        "placed_s",
-        "placement",
-        "prefill_failures",
-        "prefill_reason",
-        "prefill_usage",
-        "priority",
-        "prompt",
-        "prompt_tokens",
-        "received_s",
-        "request_id",
-        "salt",
-        "served",
-        "session",
-        "slo",
-        "tallied",
-        "tenant",
-        "tried",
-        "turned",
-        "undivided",
-        "usage",
-        "waiting",
-    )
+    What a request does not have is not set on it: the class says what holds then.
+    """
 
     chat: ChatRequest
     served: Served
     tenant: Tenant
     slo: Slo
+    # director, reading the head and the body
+    request_id = b""
+    headers: EncodedHeaders  # sent on with each leg
+    salt = b""
+    priority = 0
+    session: str | None = None
+    explain = False
+    admitted = False
+    tallied = False  # its arrival was noted, so its end will be
+    held_s = 0.0  # waited for a first replica of its model
+    charged_tokens = 0.0  # of its tenant's quota
+    turned: Turned | None = None  # why admission let it not start
+    waiting: Waiting | None = None  # from its coming into the line
+    prompt: PromptKeys | None = None
+    prompt_tokens = 0  # estimated, then as counted by a worker
+    # dispatch, once per attempt
+    excluded: frozenset[str] = frozenset()
+    booking: Booking | None = None
+    placement: Placement | None = None
+    placed_s = 0.0
+    tried = 0
+    undivided = False
+    prefill_failures = 0
+    prefill_reason = ""
+    prefill_usage: Usage | None = None
+    # dispatch, from the answer
+    begun = False  # bytes of an upstream's answer are on their way to the client: no other placement is tried
+    first_s = 0.0  # loop time of the first content sent to the client; 0: none yet
+    cached_tokens: int | None = None
+    usage: Usage | None = None
+    # how it ended; CLIENT_GONE stands until something else is known, because a cancelled task ends without a word
+    outcome = Outcome.CLIENT_GONE
+    message = ""
 
     def __init__(self, exchange: Exchange, deadline_s: float) -> None:
         self.exchange = exchange
         self.received_s = exchange.request.received_s
         self.deadline_s = deadline_s  # loop time; handed to every leg
-        self.request_id = b""
-        # director, reading the head and the body
-        self.headers: list[tuple[bytes, bytes]] = []  # sent on with each leg
-        self.salt = b""
-        self.priority = 0
-        self.session: str | None = None
-        self.explain = False
-        self.admitted = False
-        self.tallied = False  # its arrival was noted, so its end will be
-        self.charged_tokens = 0.0  # of its tenant's quota
-        self.turned: Turned | None = None  # why admission let it not start
-        self.held_s = 0.0  # waited for a first replica of its model
-        self.waiting: Waiting | None = None  # from its coming into the line
-        self.prompt: PromptKeys | None = None
-        self.prompt_tokens = 0  # estimated, then as counted by a worker
-        # dispatch, once per attempt
-        self.excluded: frozenset[str] = frozenset()
-        self.booking: Booking | None = None
-        self.placement: Placement | None = None
-        self.placed_s = 0.0
-        self.tried = 0
-        self.undivided = False
-        self.prefill_failures = 0
-        self.prefill_reason = ""
-        self.prefill_usage: Usage | None = None
-        # dispatch, from the answer
-        self.begun = False  # bytes of an upstream's answer are on their way to the client: no other placement is tried
-        self.first_s = 0.0  # loop time of the first content sent to the client; 0: none yet
-        self.cached_tokens: int | None = None
-        self.usage: Usage | None = None
-        # how it ended; CLIENT_GONE stands until something else is known, because a cancelled task ends without a word
-        self.outcome = Outcome.CLIENT_GONE
-        self.message = ""

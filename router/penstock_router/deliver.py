@@ -5,6 +5,7 @@ endpoint is tried; after the first byte a broken stream ends with an error event
 """
 
 import asyncio
+from functools import lru_cache
 
 from penstock_core.endpoint import Endpoint, Load
 from penstock_core.errors import Outcome
@@ -13,7 +14,7 @@ from penstock_core.facts import Facts, decode_facts
 from penstock_dataplane.client import Response
 from penstock_dataplane.errors import UpstreamError
 from penstock_dataplane.relay import Ending, relay
-from penstock_dataplane.wire import HeaderList
+from penstock_dataplane.wire import RESPONSE_FRAMING, EncodedHeaders, HeaderList, encode_headers, header_block
 
 from penstock_router.call import Call, LegFailed
 from penstock_router.legs import Legs, out_of_time
@@ -23,16 +24,22 @@ from penstock_router.stream_tap import StreamTap
 
 _LEAST_REPORT_INTERVAL_S = 0.05
 _GENERATION = frozenset({CHAT, COMPLETIONS})
-_DROPPED = frozenset({b"x-request-id", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date"})
+_DROPPED = RESPONSE_FRAMING | {b"x-request-id", b"date"}
 
 
-def client_headers(call: Call, upstream: HeaderList) -> list[tuple[bytes, bytes]]:
+@lru_cache(maxsize=256)
+def _encoded(headers: tuple[tuple[bytes, bytes], ...]) -> EncodedHeaders:
+    """What is left of an engine's headers is nearly always the same."""
+    return EncodedHeaders(header_block(headers, RESPONSE_FRAMING))
+
+
+def client_headers(call: Call, upstream: HeaderList) -> EncodedHeaders:
     """The upstream's response headers without those between router and worker, with the request id and the explanation."""
-    headers = [pair for pair in upstream if pair[0] not in _DROPPED and not pair[0].startswith(b"x-penstock-")]
-    headers.append((b"x-request-id", call.request_id))
+    kept = [pair for pair in upstream if pair[0] not in _DROPPED and not pair[0].startswith(b"x-penstock-")]
+    headers = _encoded(tuple(kept)) + b"x-request-id: %b\r\n" % call.request_id
     if call.explain:
-        headers.append((b"x-penstock-placement", explanation(call)))
-    return headers
+        headers += encode_headers([(b"x-penstock-placement", explanation(call))])
+    return EncodedHeaders(headers)
 
 
 def explanation(call: Call) -> bytes:
@@ -82,9 +89,12 @@ class Deliverer:
             await self._whole(call, endpoint, response)
 
     async def _whole(self, call: Call, endpoint: Endpoint, response: Response) -> None:
-        if call.booking is not None:
-            began = call.booking.answered if response.complete else call.booking.first_token
-            began(asyncio.get_running_loop().time())
+        now, booking = asyncio.get_running_loop().time(), call.booking
+        if response.complete:
+            if booking is not None:
+                booking.answered(now)
+        elif booking is not None:
+            booking.first_token(now)
         try:
             body = await response.read()
         except UpstreamError as error:

@@ -260,13 +260,14 @@ class Director:
             self._release(call, now)
         elif hasattr(call, "served"):
             name = call.served.name
-        self._measure(call, name)
+        cached = _cached(call)
+        self._measure(call, name, cached)
         if call.tallied:
             self._tally(call, now)
         if call.outcome not in _QUIET:
             self._log(call, name, now)
         if (call.placement is not None or call.turned is not None) and self._config.decisions_kept:
-            self._keep(call, name, now)
+            self._keep(call, name, now, cached)
 
     def _release(self, call: Call, now: float) -> None:
         """Give back its place in the line and its part of the quotas."""
@@ -279,7 +280,7 @@ class Director:
                 spent = call.prompt_tokens + output if output is not None else call.charged_tokens
         self._admission.release(call.tenant, call.charged_tokens, spent, now)
 
-    def _measure(self, call: Call, name: str) -> None:
+    def _measure(self, call: Call, name: str, cached: int | None) -> None:
         figures = self._figures.model(name)
         figures.outcomes[call.outcome] += 1
         placement = call.placement
@@ -292,7 +293,6 @@ class Director:
                 figures.ttft_error.observe((call.first_s - call.placed_s - placement.ttft_s) / placement.ttft_s)
         if call.prompt_tokens:
             figures.hit_ratio.observe(min(1.0, placement.hit_tokens / call.prompt_tokens))
-            cached = _cached(call)
             if cached is not None:
                 figures.hit_error.observe((cached - placement.hit_tokens) / call.prompt_tokens)
 
@@ -315,7 +315,7 @@ class Director:
         level = log.warning if call.outcome.status >= 500 else log.info
         level(call.message, extra={"facts": facts})
 
-    def _keep(self, call: Call, name: str, now: float) -> None:
+    def _keep(self, call: Call, name: str, now: float, cached: int | None) -> None:
         ttft_s = call.first_s - call.received_s if call.first_s else None
         self.decisions.append(
             Decision(
@@ -327,7 +327,7 @@ class Director:
                 call.placement,
                 call.tried,
                 call.prompt_tokens,
-                _cached(call),
+                cached,
                 ttft_s,
                 call.priority,
                 call.placed_s - call.received_s if call.placed_s else None,

@@ -53,7 +53,11 @@ class Dispatch:
                 self._figures.retried(last.reason)
             call.tried += 1
             try:
-                await self._carry_out(call, booking)
+                placement = booking.placement
+                if placement.prefill is None and placement.decode is not None and not call.prefill_reason:
+                    await self._undivided(call, placement.decode)  # most requests
+                else:
+                    await self._carry_out(call, booking)
                 return
             except LegFailed as failed:
                 last = failed
@@ -75,23 +79,19 @@ class Dispatch:
             ask = waiting.ask
             ask = msgspec.structs.replace(ask, excluded=call.excluded, undivided=ask.undivided or call.undivided)
             booking = call.served.turn.place(ask)
-        else:
-            booking = await self._enter(call, waiting)
+        else:  # as soon as there is room for it
+            await call.served.turn.enter(waiting)
+            turned, booking = waiting.turned, waiting.booking
+            if turned is not None:
+                raise Ended(turned.outcome, turned.message, retry_after_s=turned.retry_after_s)
         if booking is not None:
-            call.booking, call.placement = booking, booking.placement
-            call.placed_s = asyncio.get_running_loop().time()
-            target = booking.placement.prefill or booking.placement.decode
+            placement = booking.placement
+            now = asyncio.get_running_loop().time()
+            call.booking, call.placement, call.placed_s = booking, placement, now
+            target = placement.prefill or placement.decode
             if call.prompt is not None and target is not None:
-                call.served.cache.book(target, call.prompt, call.placed_s)
+                call.served.cache.book(target, call.prompt, now)
         return booking
-
-    async def _enter(self, call: Call, waiting: Waiting) -> Booking | None:
-        """The first placement, as soon as there is room for it."""
-        await call.served.turn.enter(waiting)
-        if waiting.turned is not None:
-            turned = waiting.turned
-            raise Ended(turned.outcome, turned.message, retry_after_s=turned.retry_after_s)
-        return waiting.booking
 
     def _give_up_placement(self, call: Call, failed: LegFailed) -> None:
         call.excluded |= {failed.endpoint.id}

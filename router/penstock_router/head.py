@@ -9,14 +9,17 @@ from random import Random
 import msgspec
 from penstock_core.errors import Outcome
 from penstock_core.slo import Slo
-from penstock_dataplane.wire import HeaderList
+from penstock_dataplane.wire import EncodedHeaders, HeaderList, encode_headers
 
 from penstock_router.call import Ended
 
 _MOST_ID_BYTES = 128
 _MOST_SESSION_BYTES = 256
 _PASSED_ON = (b"user-agent", b"traceparent", b"tracestate", b"baggage", b"anthropic-version", b"anthropic-beta")
-_ALWAYS = (b"content-type", b"application/json")
+_STEERING = frozenset(
+    {b"x-penstock-priority", b"x-penstock-session", b"x-penstock-explain", b"x-penstock-slo-ttft-ms", b"x-penstock-slo-itl-ms"}
+)
+_MARKING = frozenset(_PASSED_ON)
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -24,29 +27,28 @@ class Head(msgspec.Struct, frozen=True):
 
     request_id: bytes
     authorization: bytes | None
-    forwarded: list[tuple[bytes, bytes]]
-    priority: bytes | None
-    session: str | None
-    explain: bool
-    ttft_ms: bytes | None
-    itl_ms: bytes | None
+    forwarded: EncodedHeaders
+    priority: bytes | None = None
+    session: str | None = None
+    explain: bool = False
+    ttft_ms: bytes | None = None
+    itl_ms: bytes | None = None
 
 
 def read_head(headers: HeaderList, rng: Random, *, forward_authorization: bool) -> Head:
     """Of a header given twice the last one counts. An unusable `x-request-id` is replaced; nothing here is refused."""
-    get = dict(headers).get
-    request_id = get(b"x-request-id")
+    named = dict(headers)
+    request_id = named.get(b"x-request-id")
     if request_id is None or not 0 < len(request_id) <= _MOST_ID_BYTES or not _is_word(request_id):
         request_id = b"%032x" % rng.getrandbits(128)
-    forwarded = [_ALWAYS, (b"x-request-id", request_id)]
-    for name in _PASSED_ON:
-        value = get(name)
-        if value is not None:
-            forwarded.append((name, value))
-    authorization = get(b"authorization")
-    if forward_authorization and authorization is not None:
-        forwarded.append((b"authorization", authorization))
-    session = get(b"x-penstock-session")
+    authorization = named.get(b"authorization")
+    forwarded = EncodedHeaders(b"content-type: application/json\r\nx-request-id: %b\r\n" % request_id)
+    if forward_authorization or not _MARKING.isdisjoint(named):
+        names = (*_PASSED_ON, b"authorization") if forward_authorization else _PASSED_ON
+        forwarded = EncodedHeaders(forwarded + encode_headers([(name, named[name]) for name in names if name in named]))
+    if _STEERING.isdisjoint(named):
+        return Head(request_id, authorization, forwarded)
+    get, session = named.get, named.get(b"x-penstock-session")
     return Head(
         request_id,
         authorization,

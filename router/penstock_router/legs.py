@@ -12,6 +12,7 @@ from penstock_core.errors import Outcome
 from penstock_core.facts import REFUSE_HEADER, SALT_HEADER, TOKEN_HEADER
 from penstock_dataplane.client import Client, Origin, Response
 from penstock_dataplane.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, PoolFull, UpstreamError
+from penstock_dataplane.wire import EncodedHeaders, encode_headers
 
 from penstock_router.call import Answered, Call, Ended, LegFailed
 from penstock_router.endpoints import Directory
@@ -31,17 +32,17 @@ class Legs:
     def __init__(self, client: Client, directory: Directory, *, fleet_token: str, head_timeout_s: float) -> None:
         self._client = client
         self._directory = directory
-        self._token = fleet_token.encode()
+        self._token = encode_headers([(TOKEN_HEADER, fleet_token.encode())]) if fleet_token else None
         self._head_timeout_s = head_timeout_s
 
     async def send(self, call: Call, endpoint: Endpoint, body: bytes) -> Response:
         """The response of an endpoint that took the request (2xx). Raises LegFailed, Answered or Ended."""
         now = asyncio.get_running_loop().time()
         headers = call.headers
-        if call.served.ours and self._token:
-            headers = [*headers, (TOKEN_HEADER, self._token)]
+        if self._token is not None and call.served.ours:
+            headers = EncodedHeaders(headers + self._token)
             if call.salt:
-                headers.append((SALT_HEADER, call.salt))
+                headers = EncodedHeaders(headers + encode_headers([(SALT_HEADER, call.salt)]))
         try:
             response = await self._client.request(
                 origin_of(endpoint.record.url),

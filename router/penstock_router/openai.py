@@ -166,7 +166,7 @@ def _parse_generation(path: str, body: bytes, read: Any) -> ChatRequest:
     if read.n is not None and not 1 <= read.n <= 128:
         raise BadInput(f"n is {read.n}; allowed: 1 to 128", param="n")
     if path == CHAT:
-        canonical, several = _canonical_messages(read.messages), False
+        canonical, several = _canonical_messages(read.messages, body), False
     else:
         canonical, several = _canonical_prompt(read.prompt)
     options = read.stream_options
@@ -184,11 +184,11 @@ def _parse_generation(path: str, body: bytes, read: Any) -> ChatRequest:
     )
 
 
-def _canonical_messages(messages: list[Any] | UnsetType) -> bytes:
+def _canonical_messages(messages: list[Any] | UnsetType, body: bytes) -> bytes:
     if messages is UNSET or not messages:
         raise BadInput("messages is missing or empty; allowed: a list of one message or more", param="messages")
     if isinstance(messages[0], PlainMessage):
-        return canonical_plain_chat(messages)
+        return canonical_plain_chat(messages, unescaped=b"\\" not in body)
     try:
         return canonical_chat(messages)
     except msgspec.ValidationError as error:

@@ -50,13 +50,15 @@ class MirrorCache:
 
     def find(self, prompt: PromptKeys) -> Found:
         hits = self._mirror.longest_prefix(prompt.keys)
-        while len(hits.chunks) and hits.chunks[-1] == len(prompt.keys) and prompt.grow(4 * len(prompt.keys)):
+        while len(prompt.keys) < prompt.chunks and len(hits.chunks) and hits.chunks[-1] == len(prompt.keys):
+            prompt.grow(4 * len(prompt.keys))
             hits = self._mirror.longest_prefix(prompt.keys)
         return hits, None
 
     def book(self, endpoint: Endpoint, prompt: PromptKeys, now: float) -> None:
         if endpoint.slot is not None:
-            prompt.grow(prompt.chunks)
+            if len(prompt.keys) < prompt.chunks:
+                prompt.grow(prompt.chunks)
             self._mirror.book(endpoint.slot, prompt.keys, now + self._speculative_s)
 
     def drop(self, endpoint_id: str) -> None:

@@ -7,7 +7,7 @@ parsing: a bytes test finds the usage chunk, everything else passes as it came. 
 import asyncio
 
 from penstock_dataplane.sse import SseSplitter
-from penstock_dataplane.wire import HeaderList
+from penstock_dataplane.wire import EncodedHeaders
 
 from penstock_router.call import Call
 from penstock_router.metrics import Histogram
@@ -23,7 +23,7 @@ class StreamTap:
 
     __slots__ = ("_call", "_headers", "_itl_s", "_last_s", "_now", "_splitter", "_status", "_tail", "_token", "edits")
 
-    def __init__(self, call: Call, status: int, headers: HeaderList, itl_s: Histogram, *, edits: bool) -> None:
+    def __init__(self, call: Call, status: int, headers: EncodedHeaders, itl_s: Histogram, *, edits: bool) -> None:
         assert call.booking is not None  # noqa: S101 -- an answer comes from a placed request
         self._call = call
         self._status = status

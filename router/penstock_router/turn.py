@@ -34,7 +34,7 @@ class Turn:
     def place(self, ask: Ask) -> Booking | None:
         """The booking of a request that has begun before, or None where no endpoint qualifies."""
         started_s = perf_counter()
-        booking = self._scheduler.place((ask,), asyncio.get_running_loop().time())[0]
+        booking = self._scheduler.place_one(ask, asyncio.get_running_loop().time())
         self._decision_s.observe(perf_counter() - started_s)
         return booking
 
@@ -85,9 +85,7 @@ class Turn:
             for one in coming:
                 self._fates[one].set_exception(error)
             return
-        each_s = (perf_counter() - started_s) / len(coming)
-        for _ in coming:
-            self._decision_s.observe(each_s)
+        self._decision_s.observe((perf_counter() - started_s) / len(coming), len(coming))
         self._tell(settled, loop)
 
     def _settle(self, loop: asyncio.AbstractEventLoop) -> None:

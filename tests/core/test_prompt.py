@@ -186,8 +186,16 @@ def test_hashing_piece_by_piece_gives_the_same_keys(data: bytes, steps: list[int
 @given(st.lists(st.fixed_dictionaries({"role": st.one_of(st.just("user"), nasty_text), "content": nasty_text}), min_size=1, max_size=4))
 def test_plain_messages_have_the_same_canonical_bytes(messages: list[dict[str, object]]) -> None:
     """The short way for messages of a role and a text gives what the general way gives."""
-    plain = msgspec.json.decode(json.dumps(messages), type=list[PlainMessage])
-    assert canonical_plain_chat(plain) == canonical(messages)
+    written = json.dumps(messages).encode()
+    plain = msgspec.json.decode(written, type=list[PlainMessage])
+    assert canonical_plain_chat(plain) == canonical_plain_chat(plain, unescaped=b"\\" not in written) == canonical(messages)
+
+
+@pytest.mark.parametrize("special", [0x10, 0x1B, 0x1C, 0x1D, 0x1E, 0x1F])
+def test_json_without_a_backslash_holds_no_structure_byte(special: int) -> None:
+    """What `canonical_plain_chat` is told by the lack of backslashes: unescaped control characters are refused."""
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(b'[{"role": "user", "content": "a%cb"}]' % special, type=list[PlainMessage])
 
 
 @given(
