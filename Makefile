@@ -44,7 +44,7 @@ test-node: dev  ## Run the tests in real pods: containerd, kubelet and kube-prox
 	$(BIN)/python -m pytest tests/node $(ARGS)
 
 test-engines: dev  ## Run the tests with real vLLM engines on CPU (x86-64 Linux; makes an environment of 6 GB once)
-	$(BIN)/python -m pytest tests/engines $(ARGS)
+	$(BIN)/python -m pytest tests/engines --durations=15 $(ARGS)
 
 test-cluster: dev programs  ## Run the tests that need a Kubernetes API server, and those of the operator
 	$(BIN)/python -m pytest $(wildcard tests/chart tests/cluster tests/operator) $(ARGS)

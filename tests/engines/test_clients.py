@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pytest
 from penstock_dataplane.loop import run
 from raw_engine import CLAIM_S, RawEngine
 from routed import routed
@@ -89,6 +90,7 @@ def test_one_plain_server_and_a_pair_with_roles_need_no_penstock_part(engines: S
     run(story())
 
 
+@pytest.mark.long
 def test_vllms_own_load_generator_runs_through_the_router_without_a_failure(
     engines: Sequence[RawEngine], vllm_python: str, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 from cut_line import CutLine
 from penstock_dataplane.loop import run
 from raw_engine import BLOCK_TOKENS, BLOCKS, RawEngine
@@ -28,6 +29,7 @@ def test_foretold_hits_are_vllms_own_also_while_blocks_are_evicted(start: Callab
     run(story())
 
 
+@pytest.mark.long
 def test_events_lost_on_a_cut_line_are_asked_for_again(start: Callable[..., Any], engines: Sequence[RawEngine]) -> None:
     """Blocks that came while nothing got through are known once the line is whole: a replay, not a fresh start."""
 

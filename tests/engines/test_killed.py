@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+import pytest
 from penstock_dataplane.loop import run
 from talk import Load, close_ratio, hit_ratio, traffic
 
@@ -44,6 +45,7 @@ async def _killed_and_back(stack: Any, load: Load, pool: str, process_of: Callab
     await load.until(5)
 
 
+@pytest.mark.long
 def test_a_killed_prefill_engine_costs_no_client_its_answer(start: Callable[..., Any]) -> None:
     """First its server, then its core: answers come from the decode engine meanwhile, and later from both again."""
 
@@ -62,6 +64,7 @@ def test_a_killed_prefill_engine_costs_no_client_its_answer(start: Callable[...,
     run(story())
 
 
+@pytest.mark.long
 def test_a_killed_undivided_engine_is_back_and_its_hits_are_foretold_as_before(start: Callable[..., Any]) -> None:
     """Its core is killed: streams that had begun may end early, no other request may; none of its old KV is foretold."""
 
