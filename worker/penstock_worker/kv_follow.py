@@ -62,6 +62,7 @@ class KvFollower:
         self._numbers = count(1)
         self._finishing: set[asyncio.Task[None]] = set()
         self._flush_due = False
+        self._withheld = False
         engine.on_block_events(self.take_events)
 
     @property
@@ -128,9 +129,13 @@ class KvFollower:
         self._changed()
 
     def flush(self) -> None:
-        """Hand all changes so far to the publisher."""
+        """Hand all changes so far to the publisher; of a worker that is not trusted it knows nothing."""
         self._flush_due = False
         changes = self.translator.take()
+        if self.agreement.trusted is self._withheld:
+            return self._turn()
+        if self._withheld:
+            return
         if changes.cleared:
             self._publishing.cleared()
         if changes.added or changes.removed:
@@ -143,6 +148,15 @@ class KvFollower:
         if self._finishing:
             await asyncio.wait(self._finishing)
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _turn(self) -> None:
+        """Trust was lost, or is there again: take all chunks out of the index, or put them in as they are now."""
+        self._withheld = not self.agreement.trusted
+        log.warning("prefix hits are %s", "no longer promised: too many were not found" if self._withheld else "promised again")
+        if self._withheld:
+            self._publishing.cleared()
+        else:
+            self._publishing.publish(self.translator.held_keys(), ())
 
     def _changed(self) -> None:
         """Changes of one turn of the loop go out together."""
