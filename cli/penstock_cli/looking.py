@@ -14,6 +14,9 @@ from penstock_core.errors import PenstockError
 _FILE_WIDTH = 180
 """Columns of a table that goes to no terminal."""
 
+SCALING = "scaling"
+"""Asks `explain` for the autoscaler's decisions instead of a request's."""
+
 _PANEL = "In a cluster"
 
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder: secrets and logs. [default: $PENSTOCK_DATA or .penstock/data]")]
@@ -64,7 +67,9 @@ def status(
 
 
 def explain(
-    request_id: Annotated[str | None, typer.Argument(help="x-request-id of an answer; none: the last ones.")] = None,
+    request_id: Annotated[
+        str | None, typer.Argument(metavar="[REQUEST_ID|scaling]", help="x-request-id of an answer; none: the last ones.")
+    ] = None,
     last: Annotated[int, typer.Option(min=1, max=1000, help="How many decisions to list.")] = 10,
     data: Data = None,
     url: Url = None,
@@ -74,7 +79,7 @@ def explain(
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Show why requests went where they went; in a cluster all routers are asked.
+    """Show why requests went where they went; in a cluster all routers are asked. With `scaling`: why pools were sized as they were.
 
     A `penstock up` that runs here is looked at, else the cluster of the kubeconfig.
     """
@@ -88,6 +93,10 @@ def explain(
         from penstock_cli import cluster_status
 
         found, shown = cluster_status.explain(meant, request_id, last)
+    elif request_id == SCALING:
+        from penstock_cli.explain_scaling import local_scaling
+
+        found, shown = local_scaling(folder, last)
     else:
         from penstock_cli.explain import local_explain
 

@@ -60,9 +60,21 @@ class Host(StrEnum):
 
 @app.command()
 def up(
-    prefill: Annotated[int, typer.Option(min=0, max=64, help="Prefill workers.")] = 1,
-    decode: Annotated[int, typer.Option(min=0, max=64, help="Decode workers.")] = 2,
-    both: Annotated[int, typer.Option(min=0, max=64, help="Undivided workers.")] = 0,
+    prefill: Annotated[int | None, typer.Option(min=0, max=64, help="Prefill workers. [default: 1; with --autoscale its least]")] = None,
+    decode: Annotated[int | None, typer.Option(min=0, max=64, help="Decode workers. [default: 2; with --autoscale its least]")] = None,
+    both: Annotated[int | None, typer.Option(min=0, max=64, help="Undivided workers. [default: 0; with --autoscale its least]")] = None,
+    autoscale: Annotated[
+        str,
+        typer.Option(help="Size pools by their traffic, within these bounds: both=1..4, or prefill=1..2,decode=1..4. [default: nothing]"),
+    ] = "",
+    slo_ttft_ms: Annotated[float | None, typer.Option(min=1, help="Target: to the first token, queueing included. [default: 2000]")] = None,
+    slo_itl_ms: Annotated[float | None, typer.Option(min=0.1, help="Target: a token after the first, on average. [default: 50]")] = None,
+    slo_share: Annotated[
+        float, typer.Option(min=0.01, max=0.999, help="Share of requests that should meet both, with --autoscale.")
+    ] = 0.95,
+    autoscale_set: Annotated[
+        list[str] | None, typer.Option(help="name=value of the autoscaler (docs/autoscaler.md): period_s, stable_s, … Repeatable.")
+    ] = None,
     engine: Annotated[
         EngineName, typer.Option(help="sim needs no GPU and no model; vllm and sglang an environment of theirs.")
     ] = EngineName.SIM,
@@ -88,19 +100,25 @@ def up(
 ) -> None:
     """Start Redis, workers and a router on this machine, and stay until Ctrl-C."""
     from penstock_cli.data_folder import chosen
-    from penstock_cli.settings import parse_environment
+    from penstock_cli.scaled_pools import parse_bounds, parse_scaling
+    from penstock_cli.settings import parse_environment, parse_settings
     from penstock_cli.up import run_up
-    from penstock_cli.up_plan import UpPlan
+    from penstock_cli.up_plan import UpPlan, replicas_of, slo_of
 
+    bounds = parse_bounds(autoscale)
+    if autoscale_set and not bounds:
+        raise PenstockError("autoscale_set is given without --autoscale; allowed: with it")
     plan = UpPlan(
+        bounds=bounds,
+        scaling=parse_scaling(parse_settings(autoscale_set or ())),
+        slo=slo_of(slo_ttft_ms, slo_itl_ms),
+        attainment_ratio=slo_share,
         engine=engine.value,
         served_name=served_model_name,
         engine_python=engine_python,
         engine_args=tuple(engine_arg or ()),
         engine_env=parse_environment(engine_env or ()),
-        prefill=prefill,
-        decode=decode,
-        both=both,
+        **replicas_of(prefill, decode, both, bounds),
         model=model,
         profile=profile,
         speed=speed,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec import to_builtins
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -22,8 +23,11 @@ def local_status(folder: DataFolder, url: str | None) -> tuple[dict[str, Any], l
     """What the router says, for scripts, and the same as tables and lines. Raises NoRouter."""
     found = ask(folder, url, "/admin/endpoints")
     models, running = found["models"], folder.running()
-    missed = add_leases(models, running.redis_url) if running is not None and url is None else ""
-    return found, [endpoints_table(models), models_line(models), *filter(None, [missed])]
+    missed = scaling = ""
+    if running is not None and url is None:
+        missed = add_leases(models, running.redis_url)
+        scaling = "" if missed else add_scaling(models, running.redis_url)
+    return found, [endpoints_table(models), models_line(models), *filter(None, [scaling, missed])]
 
 
 def add_leases(models: Sequence[dict[str, Any]], redis_url: str) -> str:
@@ -35,6 +39,25 @@ def add_leases(models: Sequence[dict[str, Any]], redis_url: str) -> str:
     except (IndexUnavailable, ValueError) as error:
         return f"Leases are not shown: {error}"
     return ""
+
+
+def add_scaling(models: Sequence[dict[str, Any]], redis_url: str) -> str:
+    """Put `scaling` (the autoscaler's newest decision) into each model that has one; gives a line each."""
+    from penstock_core.errors import IndexUnavailable
+
+    from penstock_cli.explain_scaling import newest_line, read_told
+
+    try:
+        found = read_told(os.environ.get("PENSTOCK_REDIS_URL") or redis_url, [model["model"] for model in models], 1)
+    except (IndexUnavailable, ValueError) as error:
+        return f"Scaling is not shown: {error}"
+    lines = []
+    for model in models:
+        now_s, told = found[model["model"]]
+        if told:
+            model["scaling"] = to_builtins(told[0])
+            lines.append(newest_line(model["model"], now_s, told))
+    return "\n".join(lines)
 
 
 async def _add_leases(models: Sequence[dict[str, Any]], redis_url: str) -> None:

@@ -30,10 +30,11 @@ from rich.markup import escape
 from penstock_cli import snippets
 from penstock_cli.child import Child, descendants, end_all
 from penstock_cli.data_folder import DataFolder, Running
+from penstock_cli.local_scaling import LocalScaling
 from penstock_cli.ports import require_free
 from penstock_cli.redis_server import NoRedisServer, RedisServer
 from penstock_cli.steps import Steps, Stopped
-from penstock_cli.up_plan import ROUTER_DRAIN_S, WORKER_DRAIN_S, UpPlan
+from penstock_cli.up_plan import ROUTER_DRAIN_S, SCALE_IN_DRAIN_S, WORKER_DRAIN_S, UpPlan
 
 _LISTEN = "127.0.0.1"
 _LOOK_S = 0.5
@@ -73,7 +74,7 @@ def run_up(plan: UpPlan, data: DataFolder) -> int:
                 make_host(host, data, secrets),
                 pools,
                 fleet_token=secrets.fleet_token,
-                limits=FleetLimits(start_s=plan.start_s, drain_s=WORKER_DRAIN_S),
+                limits=FleetLimits(start_s=plan.start_s, drain_s=SCALE_IN_DRAIN_S),
             )
             return run(_Up(plan, data, console, fleet, host, redis_url, own_redis).serve())
         except KeyboardInterrupt:
@@ -152,6 +153,7 @@ class _Up:
         self.stop = asyncio.Event()
         self.steps = Steps(console, self.stop)
         self.lines = _FleetLines(console)
+        self.scaling: LocalScaling | None = None
         self.router: Child | None = None
         self.url = ""
 
@@ -195,6 +197,8 @@ class _Up:
         self.data.announce(
             Running(pid=os.getpid(), router_url=self.url, redis_url=_without_password(self.redis_url), model=self.plan.name, host=self.host)
         )
+        if self.plan.bounds:
+            self.scaling = LocalScaling(self.plan, self.fleet, self.redis_url, self.console)
         self._show_ready()
 
     def _start_router(self, port: int) -> Child:
@@ -270,6 +274,11 @@ class _Up:
         say(snippets.curl(self.url, self.plan.name, with_key=with_key), markup=False)
         say("\n[bold]Or with the openai client[/] (.venv/bin/python; the second question shows cached tokens):\n")
         say(snippets.openai(self.url, self.plan.name, with_key=with_key), markup=False)
+        if self.plan.bounds:
+            bounds = ", ".join(f"{pool} {one.least}..{one.most}" for pool, one in self.plan.bounds.items())
+            slo, share = self.plan.target.slo, self.plan.attainment_ratio
+            say(f"\nThe autoscaler sizes {bounds} so that {share:.0%} of requests have their first token within {slo.ttft_s * 1e3:g} ms")
+            say(f"and the others every {slo.itl_s * 1e3:g} ms. Every change is said here; penstock explain scaling has all decisions.")
         say("\n[dim]penstock status, penstock explain: where requests go and why.  Ctrl-C stops everything.[/]\n")
 
     async def _stay(self) -> None:
@@ -300,9 +309,11 @@ class _Up:
     async def _end(self) -> None:
         """Router first, so that no request is placed on a worker that is leaving."""
         self.console.print("Stopping: router, workers" + (", Ray" if self.host == "ray" else "") + " (Ctrl-C again kills them)")
+        if self.scaling is not None:
+            await self.scaling.aclose()
         if self.router is not None:
             await asyncio.to_thread(self.router.stop, ROUTER_DRAIN_S + _MARGIN_S)
-        await self.fleet.aclose()
+        await self.fleet.aclose(within_s=WORKER_DRAIN_S)
 
 
 def _without_password(url: str) -> str:

@@ -3,17 +3,26 @@
 `up` carries it out. Nothing here looks at the machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from penstock_autoscaler.observation import Target
 from penstock_core.endpoint import Role
 from penstock_core.errors import PenstockError
+from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_router.policy_names import parse_policy
 from penstock_worker.config import WorkerConfig
 
+from penstock_cli.scaled_pools import Bounds, ScalingSettings, parse_scaling
+
 ROUTER_DRAIN_S = 3
 WORKER_DRAIN_S = 5.0
+"""Of all workers at the end; nobody waits longer for Ctrl-C."""
+SCALE_IN_DRAIN_S = 600.0
+"""Of a worker that the autoscaler takes away: no stream is cut for that."""
+DEFAULT_ATTAINMENT = 0.95
+DEFAULT_SCALING = parse_scaling({})
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -40,6 +49,12 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "target-misses"
     api_keys: str = ""
     """Path; empty: no authentication."""
+    bounds: dict[str, Bounds] = {}
+    """Pools that the autoscaler sizes; empty: there is none."""
+    scaling: ScalingSettings = DEFAULT_SCALING
+    slo: Slo | None = None
+    """Targets of requests that name none; None: the router's own."""
+    attainment_ratio: float = DEFAULT_ATTAINMENT
 
     def __post_init__(self) -> None:
         if self.prefill + self.decode + self.both == 0:
@@ -48,6 +63,10 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
             raise PenstockError("decode and both are 0; allowed: at least one worker that decodes (--decode 1 or --both 1)")
         if self.prefill + self.both == 0:
             raise PenstockError("prefill and both are 0; allowed: at least one worker that prefills (--prefill 1 or --both 1)")
+        for pool, bounds in self.bounds.items():
+            replicas = self.desired.get(pool, 0)
+            if not max(1, bounds.least) <= replicas <= bounds.most:
+                raise PenstockError(f"{pool} is {replicas}; allowed with --autoscale {pool}: {max(1, bounds.least)}..{bounds.most}")
         parse_policy(self.policy)
         if self.engine != "sim" and not (Path(self.model) / "config.json").is_file():
             raise PenstockError(
@@ -90,7 +109,7 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
             model=self.name,
             profile=self.profile,
             speed=self.speed,
-            drain_s=WORKER_DRAIN_S,
+            drain_s=SCALE_IN_DRAIN_S,
             engine=self.engine,
             model_folder="" if self.engine == "sim" else str(Path(self.model).resolve()),
             engine_python=self.engine_python,
@@ -102,5 +121,35 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
     def router_options(self) -> Sequence[str]:
         """Words for `penstock router`; secrets and the Redis URL go by environment."""
         keys = ("--api-keys", self.api_keys) if self.api_keys else ()
-        settings = ("--set", f"drain_s={ROUTER_DRAIN_S}", "--set", "explain_every=1")
-        return ("--port", str(self.port), "--model", self.name, "--policy", self.policy, *settings, *keys)
+        settings = [f"drain_s={ROUTER_DRAIN_S}", "explain_every=1"]
+        if self.slo is None:
+            models = ["--model", self.name]
+        else:
+            models, settings = [], [*settings, "models=" + msgspec.json.encode([{"name": self.name, "slo": self.slo}]).decode()]
+        if self.bounds:
+            settings.append(f"traffic_window_s={self.scaling.window_s:g}")
+        laid_over = [word for setting in settings for word in ("--set", setting)]
+        return ("--port", str(self.port), *models, "--policy", self.policy, *laid_over, *keys)
+
+    @property
+    def target(self) -> Target:
+        """What the autoscaler sizes for."""
+        return Target(slo=self.slo or DEFAULT_SLO, attainment_ratio=self.attainment_ratio)
+
+
+def replicas_of(prefill: int | None, decode: int | None, both: int | None, bounds: Mapping[str, Bounds]) -> dict[str, int]:
+    """Replicas to start with by pool, from what the command line says (None: nothing): with bounds the named pools at their least,
+    without and with nothing said 1 prefill and 2 decode workers."""
+    said = {Role.PREFILL.value: prefill, Role.DECODE.value: decode, Role.BOTH.value: both}
+    least = {pool: max(1, one.least) for pool, one in bounds.items()} if bounds else {Role.PREFILL.value: 1, Role.DECODE.value: 2}
+    return {pool: count if count is not None else least.get(pool, 0) for pool, count in said.items()}
+
+
+def slo_of(ttft_ms: float | None, itl_ms: float | None) -> Slo | None:
+    """The targets that the command line names, the other one as it is by default; None where it names neither."""
+    if ttft_ms is None and itl_ms is None:
+        return None
+    return Slo(
+        ttft_s=ttft_ms / 1e3 if ttft_ms is not None else DEFAULT_SLO.ttft_s,
+        itl_s=itl_ms / 1e3 if itl_ms is not None else DEFAULT_SLO.itl_s,
+    )

@@ -152,3 +152,29 @@ def test_a_wrong_scale_is_named(tmp_path, pool, count, message):
         await fleet.aclose()
 
     run(story())
+
+
+def test_the_fleet_measures_its_starts_and_tries_one_anew_when_told(tmp_path):
+    """A worker that never comes up is ended and started again; the time of those that came up is known by pool."""
+
+    async def story():
+        slow = {"slow": WorkerConfig(model="m", start_delay_s=3_000), "quick": WorkerConfig(model="m", speed=20.0)}
+        fleet = Fleet(ProcessHost(tmp_path, SECRETS), slow, fleet_token="fleet", limits=FleetLimits(start_s=3_600))
+        await fleet.open()
+        try:
+            fleet.scale("slow", 1)
+            fleet.scale("quick", 1)
+            await until(lambda: workers(fleet).get("quick-0") and workers(fleet)["quick-0"].ready_s is not None)
+            assert fleet.start_s("slow") is None
+            quick = workers(fleet)["quick-0"]
+            assert fleet.start_s("quick") == quick.ready_s - quick.asked_s > 0
+            asked_s = workers(fleet)["slow-0"].asked_s
+            fleet.restart("slow-0")
+            fleet.restart("quick-0")
+            await until(lambda: workers(fleet)["slow-0"].restarts == 1)
+            assert workers(fleet)["slow-0"].asked_s > asked_s
+            assert workers(fleet)["quick-0"].restarts == 0
+        finally:
+            await fleet.aclose(drain=False)
+
+    run(story())

@@ -62,6 +62,12 @@ def test_a_start_that_never_ends_is_ended():
     assert steps({"p": 1}, [seen("p-0", Phase.STARTING)], 100) == [(Do.STOP, "p-0")]
 
 
+def test_a_start_that_somebody_gave_up_is_tried_anew():
+    """Before its time; one that is ready by now is left alone."""
+    assert steps({"p": 1}, [seen("p-0", Phase.STARTING, given_up=True)], 7) == [(Do.STOP, "p-0")]
+    assert steps({"p": 1}, [seen("p-0", Phase.READY, given_up=True)], 7) == []
+
+
 def test_a_silent_worker_is_replaced():
     """A ready worker that has not answered for its time is ended; one that answers again in time is left alone."""
     assert steps({"p": 1}, [seen("p-0", Phase.READY, silent_since_s=10)], 29.9) == []

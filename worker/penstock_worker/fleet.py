@@ -6,7 +6,10 @@ tick. It talks to workers over their own HTTP and knows nothing of engines, rout
 
 import asyncio
 import logging
+import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Mapping
 
 import msgspec
@@ -29,6 +32,7 @@ _PROBE_TIMEOUT_S = 2.0
 _STOP_S = 5.0
 _STATE_BYTES = 64 * 1024
 _WHY_CHARS = 600
+_STARTS_KEPT = 8
 
 
 class FleetWorker(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +46,10 @@ class FleetWorker(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
     state: WorkerState | None
     """As last answered; None before the first answer."""
+    asked_s: float
+    """Since when it starts, or was started (time.monotonic)."""
+    ready_s: float | None
+    """Since when it is ready; None before, and while it starts anew."""
 
 
 class _Member:
@@ -51,9 +59,10 @@ class _Member:
         self.id = name
         self.pool = pool
         self.phase = Phase.STARTING
-        self.since_s = now_s
+        self.since_s = self.asked_s = now_s
         self.ready_since_s: float | None = None
         self.failures = 0
+        self.given_up = False
         self.restarts = 0
         self.silent_since_s: float | None = None
         self.probed_s = 0.0
@@ -73,6 +82,7 @@ class _Member:
             failures=self.failures,
             restarts=self.restarts,
             silent_since_s=self.silent_since_s,
+            given_up=self.given_up,
         )
 
 
@@ -86,6 +96,7 @@ class Fleet:
         self._pools = dict(pools)
         self._desired = dict.fromkeys(pools, 0)
         self._members: dict[str, _Member] = {}
+        self._starts: dict[str, deque[float]] = {pool: deque(maxlen=_STARTS_KEPT) for pool in pools}
         self._token = fleet_token
         self._client = Client()
         self._turn = asyncio.Lock()
@@ -106,6 +117,18 @@ class Fleet:
         self._desired[pool] = replicas
         self._changed.set()
 
+    def restart(self, worker: str) -> None:
+        """End a worker that is still starting, and start it anew; any other is left as it is."""
+        member = self._members.get(worker)
+        if member is not None and member.phase is Phase.STARTING:
+            member.given_up = True
+            self._changed.set()
+
+    def start_s(self, pool: str) -> float | None:
+        """Median seconds from asking for a worker to its being ready, of the pool's latest starts; None before the first."""
+        starts = self._starts.get(pool)
+        return statistics.median(starts) if starts else None
+
     @property
     def desired(self) -> dict[str, int]:
         return dict(self._desired)
@@ -121,6 +144,8 @@ class Fleet:
                 pid=member.started.pid if member.started is not None else None,
                 restarts=member.restarts,
                 state=member.state,
+                asked_s=member.asked_s,
+                ready_s=member.ready_since_s,
             )
             for member in self._members.values()
         ]
@@ -137,13 +162,13 @@ class Fleet:
             while not self.settled:  # noqa: ASYNC110 -- a tick is what changes it, and it passes every TICK_S
                 await asyncio.sleep(TICK_S / 4)
 
-    async def aclose(self, *, drain: bool = True) -> None:
-        """Drain everything (up to the limit, unless told not to), then end workers and host."""
+    async def aclose(self, *, drain: bool = True, within_s: float = math.inf) -> None:
+        """Drain everything (up to the limit and `within_s`, unless told not to), then end workers and host."""
         if self._runner is not None:
             self._desired = dict.fromkeys(self._pools, 0)
             if drain:
                 try:
-                    async with asyncio.timeout(self.limits.drain_s + _STOP_S):
+                    async with asyncio.timeout(min(self.limits.drain_s, within_s) + _STOP_S):
                         while self._members:
                             self._changed.set()
                             await asyncio.sleep(TICK_S / 4)
@@ -191,6 +216,7 @@ class Fleet:
             if await self._probe(member, now_s):
                 member.enter(Phase.READY, now_s)
                 member.ready_since_s = now_s
+                self._starts[member.pool].append(now_s - member.asked_s)
         elif member.phase is Phase.DRAINING or (member.phase is Phase.READY and now_s - member.probed_s >= PROBE_S):
             await self._probe(member, now_s)
             if member.state is not None and member.state.drained:
@@ -246,6 +272,7 @@ class Fleet:
                 await member.started.stop(0.0)  # its process is gone; what the host keeps of it goes too
         member.started, member.state, member.ready_since_s = None, None, None
         member.phase, member.since_s, member.silent_since_s = Phase.STARTING, now_s, None
+        member.asked_s, member.given_up = now_s, False
         config = msgspec.structs.replace(self._pools[action.pool], id=action.id, pool=action.pool, restarts=member.restarts)
         try:
             member.started = await self._host.start(config)

@@ -33,6 +33,8 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     silent_since_s: float | None = None
     """Since when a ready worker has not answered; None: it answers."""
+    given_up: bool = False
+    """Somebody wants its start to be tried anew."""
 
 
 class FleetLimits(msgspec.Struct, frozen=True):
@@ -100,6 +102,8 @@ def _keep(worker: Observed, limits: FleetLimits, now_s: float) -> tuple[Do, str]
     if worker.phase is Phase.DEAD:
         wait_s = limits.backoff_s(worker.failures)
         return (Do.START, f"ended, failure {worker.failures}") if age_s >= wait_s else None
+    if worker.phase is Phase.STARTING and worker.given_up:
+        return Do.STOP, f"given up after {age_s:.0f} s, tried anew"
     if worker.phase is Phase.STARTING and age_s >= limits.start_s:
         return Do.STOP, f"not ready after {limits.start_s:g} s"
     if worker.phase is Phase.READY and worker.silent_since_s is not None and now_s - worker.silent_since_s >= limits.silent_s:
