@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Protocol
 
-from penstock_dataplane.errors import BodyTooLarge, UpstreamError
+from penstock_dataplane.errors import BodyTooLarge, ConnectionLost, UpstreamError
 
 if TYPE_CHECKING:
     from penstock_dataplane.upstream import UpstreamConnection
@@ -83,7 +83,7 @@ class Response:
         if self._connection is not None and limit_bytes is None:
             limit_bytes = self._connection.body_limit_bytes
         try:
-            while not self.complete and self._error is None:
+            while not self.complete and self._error is None and self._connection is not None:
                 if limit_bytes is not None and self._buffered_bytes > limit_bytes:
                     break
                 self._limit_bytes = max(self._limit_bytes, (limit_bytes or 0) + 1)
@@ -96,6 +96,8 @@ class Response:
             raise self._error
         if limit_bytes is not None and self._buffered_bytes > limit_bytes:
             raise BodyTooLarge(self.origin, f"response body is over the limit of {limit_bytes} bytes", before_head=False)
+        if not self.complete:
+            raise self._given_up()
         return self._take()
 
     def stream_to(self, sink: BodySink) -> None:
@@ -121,6 +123,8 @@ class Response:
                 return
             elif self._error is not None:
                 raise self._error
+            elif self._connection is None:
+                raise self._given_up()
             else:
                 self._buffer_full(False)
                 await self._next_arrival()
@@ -138,11 +142,13 @@ class Response:
             self._connection.resume_reading()
 
     def close(self) -> None:
-        """Give up an incomplete response: its connection is cut and no sink hears of it again. Does nothing to a complete one."""
+        """Give up an incomplete response: its connection is cut and no sink hears of it again; whoever awaits its body gets
+        ConnectionLost. Does nothing to a complete one."""
         connection, self._connection = self._connection, None
         self._sink = None
         if connection is not None:
             connection.abandon()
+            self._notify()
 
     # the connection's calls
 
@@ -174,6 +180,9 @@ class Response:
         if sink is not None:
             sink.on_error(error)
         self._notify()
+
+    def _given_up(self) -> UpstreamError:
+        return ConnectionLost(self.origin, "the response was given up", before_head=False)
 
     def _buffer_full(self, full: bool) -> None:
         """Our own reason to stop reading, beside the taker's `pause`."""

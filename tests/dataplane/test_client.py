@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from penstock_dataplane.client import ClientLimits, Origin, Response
 from penstock_dataplane.errors import (
+    ConnectionLost,
     PoolFull,
     UpstreamError,
 )
@@ -204,6 +205,33 @@ def test_closing_the_client_fails_calls_under_way(play: Play) -> None:
             await call
         with pytest.raises(RuntimeError, match="closed"):
             await client.request(origin, "GET", "/v1/x")
+
+    play(scenario)
+
+
+def test_closing_a_response_ends_whoever_awaits_its_body(play: Play) -> None:
+    """A reader that waits, one that comes later, and one that wants the whole get an error, not silence."""
+
+    async def scenario(world: Any) -> None:
+        async def endless(exchange: Exchange) -> None:
+            exchange.start(200)
+            exchange.write(b"begun")
+            await asyncio.Event().wait()
+
+        async def pieces(response: Response) -> list[bytes]:
+            return [piece async for piece in response]
+
+        client = world.client()
+        origin = await world.serve(endless)
+        for reader in (pieces, Response.read):
+            response = await client.request(origin, "GET", "/v1/x")
+            waits = asyncio.create_task(reader(response))
+            await world.until(lambda r=response: r._wake is not None, "the reader waits")
+            response.close()
+            with pytest.raises(ConnectionLost, match="given up"):
+                await asyncio.wait_for(waits, 60)
+            with pytest.raises(ConnectionLost, match="given up"):
+                await asyncio.wait_for(reader(response), 60)
 
     play(scenario)
 
