@@ -82,8 +82,10 @@ class ServerEngine:
         self._client = Client(ClientLimits(max_connections_per_origin=4_096))
         try:
             self._events = self._launch()
-            await self._until_healthy(began_s)
             self._renderer = await asyncio.to_thread(self._read_folder)
+            await self._until_healthy(began_s)
+            if self._renderer is None and self.config.hub:
+                self._renderer = await asyncio.to_thread(self._read_folder)
             exact = self._renderer is not None and bool(self._events[0])
             self._info = await self._dialect.info(self.config, self._get, self._ports, exact=exact)
             await self._first_token()
@@ -244,14 +246,12 @@ class ServerEngine:
         return ports.events, ports.replay
 
     def _read_folder(self) -> PromptRenderer | None:
-        """What lays prompts out, from the model's folder; that of a hub's model is known once the engine has fetched it."""
+        """What lays prompts out, from the model's folder; that of a hub's model may be there only once the engine has fetched it."""
         if self.config.hub and not self.config.folder:
             found = cached_folder(self.config.hub, self.config.revision, {**os.environ, **self.config.env})
-            if found is None:
-                log.warning("the hub's cache has no folder of the model, so this worker's prefix cache stays unknown")
-                return None
-            self.config = msgspec.structs.replace(self.config, folder=str(found))
+            self.config = msgspec.structs.replace(self.config, folder=str(found or ""))
         if not self.config.folder:
+            log.info("no folder of the model is known so far; without one this worker's prefix cache stays unknown")
             return None
         try:
             return renderer_of(Path(self.config.folder))
