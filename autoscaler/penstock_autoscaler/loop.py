@@ -36,6 +36,8 @@ class LoopTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Longest wait for the brain; one that takes longer is waited for, and nothing is changed meanwhile."""
     act_s: float = 30.0
     """Longest wait for one call of the actuator, beside its own time-outs."""
+    quiet_s: float = 20.0
+    """How long after the last traffic was told of it is no news that none is: windows come more seldom than decisions, or late."""
     history_s: float = 240.0
     """How much earlier traffic an autoscaler without a memory looks at first."""
 
@@ -116,7 +118,7 @@ class ScalingLoop:
         return min(self.times.asleep_s, self.times.period_s) if asleep else self.times.period_s
 
     async def tick(self) -> Told | None:
-        """One decision, told and carried out; None where another autoscaler decides, or nothing can be seen."""
+        """One decision, told and carried out; None where another autoscaler decides, nothing can be seen, or no news is due yet."""
         if not self.lease.held:
             await self.lease.renew()
         if self.lease.others:
@@ -124,7 +126,9 @@ class ScalingLoop:
             return None
         if not await self._remember():
             return None
-        now_s, traffic = await self._listen()
+        now_s, traffic, away = await self._listen()
+        if traffic is None and not away and now_s is not None and now_s - (self._since_s or 0.0) < self.times.quiet_s:
+            return None
         fleet = await self._look(now_s) if now_s is not None else None
         if now_s is None or fleet is None:
             return None
@@ -163,17 +167,17 @@ class ScalingLoop:
         self._restored = self.lease.held
         return True
 
-    async def _listen(self) -> tuple[float | None, Window | None]:
-        """(now, the traffic not yet decided on). Without the store now is reckoned from its last word; None before the first."""
+    async def _listen(self) -> tuple[float | None, Window | None, bool]:
+        """(now, the traffic not yet decided on, whether the store is away: now is reckoned then; None before its first word)."""
         assert self._since_s is not None  # noqa: S101 -- _remember has set it
         loop_s = asyncio.get_running_loop().time()
         try:
             now_s, traffic = await self._signals.since(self._since_s)
         except IndexUnavailable as error:
             self._fail("signals", error)
-            return (None if self._clock is None else self._clock[0] + loop_s - self._clock[1]), None
+            return (None if self._clock is None else self._clock[0] + loop_s - self._clock[1]), None, True
         self._clock = (now_s, loop_s)
-        return now_s, traffic
+        return now_s, traffic, False
 
     async def _look(self, now_s: float) -> Fleet | None:
         try:

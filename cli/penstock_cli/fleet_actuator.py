@@ -23,6 +23,7 @@ _PHASES = {
     WorkerPhase.STARTING: Phase.STARTING,
     WorkerPhase.DEAD: Phase.STARTING,  # it is started anew, and paid for
     WorkerPhase.READY: Phase.READY,
+    WorkerPhase.SWITCHING: Phase.DRAINING,
     WorkerPhase.DRAINING: Phase.DRAINING,
     WorkerPhase.DRAINED: Phase.DRAINING,
 }
@@ -46,6 +47,11 @@ class FleetActuator:
         )
 
     async def carry_out(self, decision: Decision) -> None:
+        for one in decision.switches:
+            try:
+                self._fleet.switch(one.replica, one.pool)
+            except ValueError as error:
+                raise ScaleFailed(str(error)) from None
         for pool, replicas in decision.desired.items():
             bounds = self._bounds.get(pool)
             if bounds is None:
@@ -72,14 +78,18 @@ class FleetActuator:
             max_replicas=bounds.most,
             profile=profile,
             start_s=measured_s if measured_s is not None else profile.start_s,
+            can_switch=config.engine == "sim",
         )
 
     def _replica(self, worker: FleetWorker, later_s: float) -> Replica:
         load = worker.state.load if worker.state is not None else None
+        pool = worker.pool
+        if worker.phase is WorkerPhase.SWITCHING and worker.state is not None and worker.state.pool in self._pools:
+            pool = worker.state.pool  # it still serves there
         return Replica(
             id=worker.id,
-            pool=worker.pool,
-            role=self._pools[worker.pool].role,
+            pool=pool,
+            role=self._pools[pool].role,
             phase=_PHASES[worker.phase],
             asked_s=worker.asked_s + later_s,
             ready_s=worker.ready_s + later_s if worker.ready_s is not None else None,

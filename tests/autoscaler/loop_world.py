@@ -114,7 +114,7 @@ class World:
         await self.store.aclose()
 
     def loop(self, brain: Obedient, **settings: object) -> ScalingLoop:
-        times = LoopTimes(**{"period_s": 0.05, "lease_s": 60.0, **settings})  # type: ignore[arg-type]
+        times = LoopTimes(**{"period_s": 0.05, "lease_s": 60.0, "quiet_s": 0.001, **settings})  # type: ignore[arg-type]
         return ScalingLoop(
             self.model, signals=self.windows, actuator=self.fleet, brain=brain, store=self.store, figures=self.figures, times=times
         )

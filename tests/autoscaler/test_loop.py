@@ -48,6 +48,23 @@ def test_each_arrival_is_decided_on_once(redis_url: str, unused_model: str) -> N
     asyncio.run(story())
 
 
+def test_windows_that_come_more_seldom_than_decisions_are_waited_for(redis_url: str, unused_model: str) -> None:
+    """Until the next one is overdue, a tick without news decides nothing; then it says that there are no data."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            loop = world.loop(Obedient(), quiet_s=3_600.0)
+            await world.publish(1)
+            assert await loop.tick() is not None
+            assert await loop.tick() is None
+            loop.times = world.loop(Obedient(), quiet_s=0.001).times
+            told = await loop.tick()
+            assert told is not None
+            assert told.decision.reason is Reason.NO_DATA
+
+    asyncio.run(story())
+
+
 def test_what_says_the_same_again_is_kept_once(redis_url: str, unused_model: str) -> None:
     """A run of steady decisions is one row with its number of times and its beginning."""
 

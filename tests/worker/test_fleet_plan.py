@@ -36,6 +36,35 @@ def test_a_surplus_drains_before_it_goes():
     assert steps({"p": 1}, [stay, seen("p-1", Phase.DEAD, 31)], 31) == [(Do.FORGET, "p-1")]
 
 
+def moved(name, pool, phase, since_s=0.0, **more):
+    return Observed(id=name, pool=pool, phase=phase, since_s=since_s, **more)
+
+
+def test_a_worker_in_another_pool_changes_its_role_and_stays():
+    """It counts where it is now: nothing is started for it there, its old pool misses nothing, and its name is not given again."""
+    there = [seen("p-0", Phase.READY), moved("p-1", "d", Phase.READY, misplaced=True), seen("d-0", Phase.READY)]
+    assert steps({"p": 1, "d": 2}, there) == [(Do.SWITCH, "p-1")]
+    there[1] = moved("p-1", "d", Phase.SWITCHING)
+    assert steps({"p": 1, "d": 2}, there, 49) == []
+    assert steps({"p": 1, "d": 2}, there, 50) == [(Do.STOP, "p-1")]
+    there[1] = moved("p-1", "d", Phase.READY)
+    assert steps({"p": 1, "d": 2}, there, 60) == []
+    assert steps({"p": 2, "d": 2}, there, 60) == [(Do.START, "p-2")]
+
+
+def test_workers_from_other_pools_go_first():
+    """A pool that shrinks keeps its own; one that is still changing its role drains."""
+    there = [moved("p-0", "d", Phase.SWITCHING), seen("d-0", Phase.READY), seen("d-1", Phase.READY)]
+    assert steps({"p": 0, "d": 2}, there) == [(Do.DRAIN, "p-0")]
+    assert steps({"p": 0, "d": 3}, there) == []
+
+
+def test_the_tenth_worker_comes_after_the_ninth():
+    """Numbers are numbers."""
+    there = [seen(f"p-{number}", Phase.READY) for number in range(11)]
+    assert steps({"p": 10}, there) == [(Do.DRAIN, "p-10")]
+
+
 def test_a_drain_has_a_deadline():
     """A worker whose streams never end is stopped when the drain's time is up."""
     assert steps({}, [seen("p-0", Phase.DRAINING, 10)], 59.9) == []

@@ -27,7 +27,7 @@ def build_host(config: WorkerConfig, secrets: WorkerSecrets) -> Host:
 
     async def join(record: WorkerRecord, load: Callable[[], Load], metrics: WorkerMetrics) -> Publishing:
         if not secrets.redis_url:
-            return LocalKv(epoch)
+            return LocalKv(record.epoch)
         registration = Registration(RedisIndex(secrets.redis_url, config.model, chunk_bytes=config.chunk_bytes), record, load)
         metrics.watch_publish_lag(lambda: registration.lag_s)
         return registration

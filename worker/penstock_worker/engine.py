@@ -33,6 +33,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...]
     adapters: tuple[str, ...] = ()
     exact: bool = True
+    switches_role: bool = False
+    """Whether a worker around it may serve in another role without a new engine."""
 
 
 class EngineCall(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,6 +63,7 @@ class _Member:
         self.ready_since_s: float | None = None
         self.failures = 0
         self.given_up = False
+        self.misplaced = False
         self.restarts = 0
         self.silent_since_s: float | None = None
         self.probed_s = 0.0
@@ -83,6 +84,7 @@ class _Member:
             restarts=self.restarts,
             silent_since_s=self.silent_since_s,
             given_up=self.given_up,
+            misplaced=self.misplaced,
         )
 
 
@@ -115,6 +117,18 @@ class Fleet:
         if replicas < 0:
             raise ValueError(f"replicas of {pool} is {replicas}; allowed: 0 or more")
         self._desired[pool] = replicas
+        self._changed.set()
+
+    def switch(self, worker: str, pool: str) -> None:
+        """Move a worker into another pool: it serves in that pool's role as soon as what it has is done. Its desired counts stay.
+
+        Raises ValueError for an unknown worker or pool, and for one that is not ready."""
+        member = self._members.get(worker)
+        if pool not in self._pools:
+            raise ValueError(f"pool is {pool!r}; allowed: {', '.join(sorted(self._pools))}")
+        if member is None or member.phase is not Phase.READY:
+            raise ValueError(f"worker is {worker!r}, {'unknown' if member is None else member.phase.value}; allowed: one that is ready")
+        member.pool, member.misplaced = pool, True
         self._changed.set()
 
     def restart(self, worker: str) -> None:
@@ -217,6 +231,12 @@ class Fleet:
                 member.enter(Phase.READY, now_s)
                 member.ready_since_s = now_s
                 self._starts[member.pool].append(now_s - member.asked_s)
+        elif member.phase is Phase.SWITCHING:
+            await self._probe(member, now_s)
+            state = member.state
+            if state is not None and not state.draining and (state.role, state.pool) == (self._pools[member.pool].role, member.pool):
+                member.misplaced = False
+                member.enter(Phase.READY, now_s)
         elif member.phase is Phase.DRAINING or (member.phase is Phase.READY and now_s - member.probed_s >= PROBE_S):
             await self._probe(member, now_s)
             if member.state is not None and member.state.drained:
@@ -236,11 +256,11 @@ class Fleet:
         member.silent_since_s = None
         return True
 
-    async def _call(self, member: _Member, method: str, path: str) -> bytes:
+    async def _call(self, member: _Member, method: str, path: str, body: bytes = b"") -> bytes:
         assert member.started is not None and member.started.url is not None  # noqa: S101 -- a worker that is called has a URL
         deadline_s = asyncio.get_running_loop().time() + _PROBE_TIMEOUT_S
         headers = [(TOKEN_HEADER, self._token.encode())] if self._token else []
-        response = await self._client.request(Origin.parse(member.started.url), method, path, headers, deadline_s=deadline_s)
+        response = await self._client.request(Origin.parse(member.started.url), method, path, headers, body, deadline_s=deadline_s)
         return await response.read(_STATE_BYTES)
 
     async def _act(self, action: Action, now_s: float) -> None:
@@ -248,12 +268,10 @@ class Fleet:
             await self._start(action, now_s)
             return
         member = self._members[action.id]
-        if action.do is Do.DRAIN:
-            try:
-                await self._call(member, "POST", "/penstock/drain")
-            except UpstreamError as error:
-                log.warning("worker %s cannot be told to drain: %s", member.id, error)
-            member.enter(Phase.DRAINING, now_s)
+        if action.do is Do.SWITCH:
+            await self._switch(member, now_s)
+        elif action.do is Do.DRAIN:
+            await self._drain(member, now_s)
         elif action.do is Do.STOP:
             if member.started is not None:
                 await member.started.stop(_STOP_S)
@@ -261,6 +279,25 @@ class Fleet:
             member.enter(Phase.DEAD, now_s)
         else:
             del self._members[action.id]
+
+    async def _switch(self, member: _Member, now_s: float) -> None:
+        """Tell it; one that cannot change its role is drained, and started anew in its new pool."""
+        body = msgspec.json.encode({"role": self._pools[member.pool].role, "pool": member.pool})
+        try:
+            answer = await self._call(member, "POST", "/penstock/role", body)
+            decode_worker_state(answer)
+        except (UpstreamError, msgspec.DecodeError) as error:
+            log.warning("worker %s cannot be told to change its role, it is started anew: %s", member.id, error)
+            await self._drain(member, now_s)
+            return
+        member.enter(Phase.SWITCHING, now_s)
+
+    async def _drain(self, member: _Member, now_s: float) -> None:
+        try:
+            await self._call(member, "POST", "/penstock/drain")
+        except UpstreamError as error:
+            log.warning("worker %s cannot be told to drain: %s", member.id, error)
+        member.enter(Phase.DRAINING, now_s)
 
     async def _start(self, action: Action, now_s: float) -> None:
         member = self._members.get(action.id)
@@ -272,7 +309,7 @@ class Fleet:
                 await member.started.stop(0.0)  # its process is gone; what the host keeps of it goes too
         member.started, member.state, member.ready_since_s = None, None, None
         member.phase, member.since_s, member.silent_since_s = Phase.STARTING, now_s, None
-        member.asked_s, member.given_up = now_s, False
+        member.asked_s, member.given_up, member.misplaced = now_s, False, False
         config = msgspec.structs.replace(self._pools[action.pool], id=action.id, pool=action.pool, restarts=member.restarts)
         try:
             member.started = await self._host.start(config)

@@ -1,9 +1,10 @@
 """What a local fleet should do next: desired replicas a pool against the workers there are. Pure; `fleet` carries it out.
 
 Level-triggered: the same desired counts and observations give the same actions, however they came about. Worker ids are
-`<pool>-<number>`, numbers 0 to desired - 1 are wanted; the highest go first.
+`<pool>-<number>` of the pool they were started for. Of a pool's workers the lowest numbers stay, before those that came from other pools.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
@@ -15,6 +16,8 @@ class Phase(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    SWITCHING = "switching"
+    """It has been told to serve in its pool's role, and does so when it is empty."""
     DRAINING = "draining"
     DRAINED = "drained"
     DEAD = "dead"
@@ -35,6 +38,8 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """Since when a ready worker has not answered; None: it answers."""
     given_up: bool = False
     """Somebody wants its start to be tried anew."""
+    misplaced: bool = False
+    """It serves in another role than its pool's."""
 
 
 class FleetLimits(msgspec.Struct, frozen=True):
@@ -66,6 +71,7 @@ class Do(StrEnum):
     """What to do with a worker."""
 
     START = "start"
+    SWITCH = "switch"
     DRAIN = "drain"
     STOP = "stop"
     FORGET = "forget"
@@ -86,14 +92,26 @@ def worker_id(pool: str, number: int) -> str:
 
 def plan(desired: Mapping[str, int], observed: Sequence[Observed], limits: FleetLimits, now_s: float) -> list[Action]:
     """The actions of this moment; none when the fleet is as desired or has only to wait."""
-    wanted = {worker_id(pool, number): pool for pool, count in desired.items() for number in range(count)}
     known = {worker.id for worker in observed}
-    actions = [Action(Do.START, name, pool, "missing") for name, pool in wanted.items() if name not in known]
+    wanted: set[str] = set()
+    actions: list[Action] = []
+    for pool, count in desired.items():
+        staying = sorted((worker.id for worker in observed if worker.pool == pool), key=lambda name: _order(name, pool))[:count]
+        free = (name for name in (worker_id(pool, number) for number in itertools.count()) if name not in known)
+        missing = list(itertools.islice(free, count - len(staying)))
+        wanted.update(staying)
+        actions += [Action(Do.START, name, pool, "missing") for name in missing]
     for worker in observed:
         step = _keep(worker, limits, now_s) if worker.id in wanted else _remove(worker, limits, now_s)
         if step is not None:
             actions.append(Action(step[0], worker.id, worker.pool, step[1]))
     return actions
+
+
+def _order(name: str, pool: str) -> tuple[bool, int, str]:
+    """Its own pool's workers by number, then those that came from others."""
+    own, _, number = name.rpartition("-")
+    return own != pool, int(number), name
 
 
 def _keep(worker: Observed, limits: FleetLimits, now_s: float) -> tuple[Do, str] | None:
@@ -106,6 +124,8 @@ def _keep(worker: Observed, limits: FleetLimits, now_s: float) -> tuple[Do, str]
         return Do.STOP, f"given up after {age_s:.0f} s, tried anew"
     if worker.phase is Phase.STARTING and age_s >= limits.start_s:
         return Do.STOP, f"not ready after {limits.start_s:g} s"
+    if worker.phase is Phase.READY and worker.misplaced:
+        return Do.SWITCH, "wanted in another role"
     if worker.phase is Phase.READY and worker.silent_since_s is not None and now_s - worker.silent_since_s >= limits.silent_s:
         return Do.STOP, f"silent for {limits.silent_s:g} s"
     return _end_drain(worker, limits, age_s)  # a drain cannot be taken back: it ends, and the worker is started anew
@@ -113,7 +133,7 @@ def _keep(worker: Observed, limits: FleetLimits, now_s: float) -> tuple[Do, str]
 
 def _remove(worker: Observed, limits: FleetLimits, now_s: float) -> tuple[Do, str] | None:
     """A worker that is not wanted."""
-    if worker.phase is Phase.READY:
+    if worker.phase in (Phase.READY, Phase.SWITCHING):
         return Do.DRAIN, "not desired"
     if worker.phase is Phase.STARTING:
         return Do.STOP, "not desired, and not ready yet"
@@ -125,6 +145,8 @@ def _remove(worker: Observed, limits: FleetLimits, now_s: float) -> tuple[Do, st
 def _end_drain(worker: Observed, limits: FleetLimits, age_s: float) -> tuple[Do, str] | None:
     if worker.phase is Phase.DRAINED:
         return Do.STOP, "drained"
+    if worker.phase is Phase.SWITCHING and age_s >= limits.drain_s:
+        return Do.STOP, f"not empty after {limits.drain_s:g} s"
     if worker.phase is Phase.DRAINING and age_s >= limits.drain_s:
         return Do.STOP, f"not drained after {limits.drain_s:g} s"
     return None

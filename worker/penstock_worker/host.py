@@ -11,7 +11,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from penstock_core.endpoint import Load, WorkerRecord
+from penstock_core.endpoint import Load, Role, WorkerRecord
+from penstock_core.errors import PenstockError
 from penstock_core.kv_events import encode_state
 from penstock_dataplane.exchange import Exchange
 from penstock_dataplane.limits import ServerLimits
@@ -35,8 +36,12 @@ _TEXT_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 _UNCLAIMED_POLL_S = 0.1
 
 
+class CannotSwitch(PenstockError):
+    """The worker cannot change its role; drain it and start another."""
+
+
 class Host:
-    """One worker. `start`, then `stop`; between them `drain` once. State changes in these and in the answers' counters."""
+    """One worker. `start`, then `stop`; between them `switch` at will, `drain` once. State changes there and in the answers' counters."""
 
     def __init__(self, config: WorkerConfig, secrets: WorkerSecrets, engine: Engine, join: Join, *, epoch: int) -> None:
         self.config = config
@@ -60,6 +65,7 @@ class Host:
         self._follower: KvFollower | None = None
         self._publishing: Publishing | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._switching: asyncio.Task[None] | None = None
 
     async def start(self) -> WorkerRecord:
         """Listen, bring the engine up, register. `/health` says 503 until all of it is done. OSError if the port is taken."""
@@ -94,7 +100,8 @@ class Host:
 
     @property
     def draining(self) -> bool:
-        return self._draining is not None
+        """Whether it takes nothing new: it leaves, or changes its role, once it is empty."""
+        return self._draining is not None or self._switching is not None
 
     @property
     def ready(self) -> bool:
@@ -103,11 +110,30 @@ class Host:
     def drain(self, on_drained: Callable[[], None] | None = None) -> None:
         """Refuse new requests, let running ones end, leave the registry, set `drained`. Twice is once."""
         if self._draining is None:
+            if self._switching is not None:
+                self._switching.cancel()
             if self._answering is not None:
                 self._answering.draining = True
             self._draining = asyncio.get_running_loop().create_task(self._drain(), name="drain")
         if on_drained is not None:
             self._draining.add_done_callback(lambda _: on_drained())
+
+    def switch(self, role: Role, pool: str) -> None:
+        """Once running answers have ended and their KV has been fetched, serve in another role, with the cache as it is, under a new epoch.
+
+        Raises CannotSwitch for an engine that cannot, and for a worker that is starting or leaving.
+        """
+        if self._info is None or self._draining is not None:
+            raise CannotSwitch(f"the worker is {'starting' if self._info is None else 'draining'}; allowed: one that serves")
+        if not self._info.switches_role:
+            raise CannotSwitch(f"engine {self.config.engine} keeps the role it was started with; allowed: a new worker")
+        if self._switching is not None:
+            self._switching.cancel()  # the newest word holds
+        elif (role, pool) == (self.config.role, self.config.pool):
+            return
+        if self._answering is not None:
+            self._answering.draining = True
+        self._switching = asyncio.get_running_loop().create_task(self._switch(role, pool), name="switch")
 
     async def died(self) -> str:
         """Returns, with the reason, once the engine can serve no longer though nobody stopped it."""
@@ -115,9 +141,10 @@ class Host:
 
     async def stop(self) -> None:
         """Leave the registry and end everything; what still runs is cut."""
-        if self._draining is not None:
-            self._draining.cancel()
-            await asyncio.wait((self._draining,))
+        for task in (self._switching, self._draining):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait((task,))
         await self._server.close()
         if self._follower is not None:
             await self._follower.aclose()
@@ -155,16 +182,47 @@ class Host:
         cut = 0
         try:
             async with asyncio.timeout(self.config.drain_s):
-                if self._answering is not None:
-                    await self._answering.idle.wait()
-                while self._engine.handover().unclaimed_tokens:  # noqa: ASYNC110 -- engines that are servers of their own tell it when asked
-                    await asyncio.sleep(_UNCLAIMED_POLL_S)
+                await self._emptied()
         except TimeoutError:
             cut = self._answering.running if self._answering is not None else 0
         if self._publishing is not None:
             await self._publishing.leave()
         self.drained.set()
         log.info("drained", extra={"facts": {"id": self.config.id, "seconds": round(time.monotonic() - begin_s, 3), "still_running": cut}})
+
+    async def _emptied(self) -> None:
+        """Until no answer runs and no finished prefill waits for its decode worker."""
+        if self._answering is not None:
+            await self._answering.idle.wait()
+        while self._engine.handover().unclaimed_tokens:  # noqa: ASYNC110 -- engines that are servers of their own tell it when asked
+            await asyncio.sleep(_UNCLAIMED_POLL_S)
+
+    async def _switch(self, role: Role, pool: str) -> None:
+        begin_s = time.monotonic()
+        try:
+            await self._emptied()
+            await self._come_as(role, pool)
+        except Exception:  # the task's top: it stays draining, and whoever runs it starts it anew
+            log.exception("the role could not be changed")
+            return
+        self._switching = None
+        facts = {"id": self.config.id, "role": role.value, "pool": pool, "seconds": round(time.monotonic() - begin_s, 3)}
+        log.info("role changed", extra={"facts": facts})
+
+    async def _come_as(self, role: Role, pool: str) -> None:
+        """Leave as the old, come as the new. The chunks held go over in one turn of the loop, so that no change of theirs is lost."""
+        assert self._info is not None and self._answering is not None  # noqa: S101 -- it serves
+        assert self._publishing is not None and self._follower is not None  # noqa: S101 -- the same
+        before = self._publishing
+        await before.leave()
+        self.config = msgspec.structs.replace(self.config, role=role, pool=pool)
+        self.epoch = new_epoch()
+        after = await self._join(worker_record(self.config, self._info, self.url, self.epoch), self.load, self._metrics)
+        self._follower.flush()
+        after.publish(before.state().keys.tolist(), ())
+        self._publishing = after
+        self._follower.tell(after)
+        self._answering.draining = False
 
     async def _serve(self, exchange: Exchange) -> None:
         request = exchange.request
@@ -182,6 +240,7 @@ class Host:
             ("GET", "/penstock/state"): self._state,
             ("GET", "/penstock/kv"): self._kv,
             ("POST", "/penstock/drain"): self._begin_drain,
+            ("POST", "/penstock/role"): self._begin_switch,
         }
         answer = answers.get((request.method, request.path))
         if answer is not None:
@@ -219,6 +278,28 @@ class Host:
     def _begin_drain(self, exchange: Exchange) -> None:
         self.drain()
         exchange.respond(202, [JSON_TYPE], encode_worker_state(self.state()))
+
+    def _begin_switch(self, exchange: Exchange) -> None:
+        try:
+            asked = _decode_switch(exchange.request.body)
+        except msgspec.DecodeError as error:
+            allowed = f'{{"role": one of {", ".join(Role)}, "pool": a name}}'
+            return exchange.respond(400, [JSON_TYPE], openai_error(400, f"body is wrong ({error}); allowed: {allowed}"))
+        try:
+            self.switch(asked.role, asked.pool)
+        except CannotSwitch as error:
+            return exchange.respond(409, [JSON_TYPE], openai_error(409, str(error)))
+        return exchange.respond(202, [JSON_TYPE], encode_worker_state(self.state()))
+
+
+class SwitchAsked(msgspec.Struct, frozen=True):
+    """Body of `POST /penstock/role`."""
+
+    role: Role
+    pool: str
+
+
+_decode_switch = msgspec.json.Decoder(SwitchAsked).decode
 
 
 def worker_record(config: WorkerConfig, info: EngineInfo, url: str, epoch: int) -> WorkerRecord:

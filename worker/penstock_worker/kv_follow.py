@@ -141,6 +141,10 @@ class KvFollower:
         if changes.added or changes.removed:
             self._publishing.publish(changes.added, changes.removed)
 
+    def tell(self, publishing: Publishing) -> None:
+        """Whom changes go to from now on; it knows of all that is held already."""
+        self._publishing = publishing
+
     async def aclose(self) -> None:
         """End background work."""
         for task in list(self._finishing):

@@ -21,6 +21,7 @@ class WorkerMetrics:
 
     def __init__(self, restarts: int) -> None:
         self.registry = CollectorRegistry()
+        self._lag: Gauge | None = None
         self.refused = self._counter(metric_names.WORKER_REFUSED)
         for reason in REFUSALS:
             self.refused.labels(reason)
@@ -36,9 +37,11 @@ class WorkerMetrics:
         self.registry.register(AgreementCollector(agreement))
 
     def watch_publish_lag(self, lag_s: Callable[[], float]) -> None:
-        """Export how far the index is behind; asked at each scrape."""
-        row = metric_names.WORKER_PUBLISH_LAG
-        Gauge(row.name, row.help, registry=self.registry).set_function(lag_s)
+        """Export how far the index is behind; asked at each scrape. The last one holds: a worker that changes its role registers anew."""
+        if self._lag is None:
+            row = metric_names.WORKER_PUBLISH_LAG
+            self._lag = Gauge(row.name, row.help, registry=self.registry)
+        self._lag.set_function(lag_s)
 
     def text(self, engine_text: str) -> bytes:
         """Everything, in Prometheus text form."""

@@ -90,6 +90,7 @@ class SimEngine:
             kv_generation=self.config.kv_generation,
             capabilities=("chat", "completions"),
             adapters=self.config.adapters,
+            switches_role=True,
         )
 
     async def died(self) -> str:
