@@ -5,7 +5,6 @@ start-up and drain included, for many prices of a miss; the schedules on its hul
 goal is trimmed: growth later, sizes down by one. A schedule knows the arrivals, so no scaler can be much cheaper at the same goal.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 from penstock_core.profile import EngineProfile
 from penstock_simulator.workload import Workload
 
-from benchmarks.scaling_runs import BIN_S, KEPT, Measured, Run, Size, fingerprint, measured, whole
+from benchmarks.scaling_runs import BIN_S, KEPT, Measured, Run, Size, kept_as, measured, whole
 from benchmarks.scaling_scenes import SCENES, arrivals_by
 
-TRIMS = 6
+TRIMS = 2
 """Replays spent on trimming."""
 LATER_S = (30.0, 60.0)
 _PRICES_S = np.geomspace(0.05, 2_000.0, 60)
@@ -48,8 +47,7 @@ class Parts:
 
 def clairvoyant(search: Search) -> Measured:
     """The schedule's run, remembered. Raises ValueError where the largest size misses the goal."""
-    name = hashlib.sha256(msgspec.json.encode(search)).hexdigest()[:20]
-    path = KEPT / f"clairvoyant-{name}-{fingerprint()}.json"
+    path = kept_as(search, search.scene, search.seed)
     if path.is_file():
         return msgspec.json.decode(path.read_bytes(), type=Measured)
     parts = _parts(search)
@@ -98,9 +96,9 @@ def _misses_apart(search: Search, made: Workload, cuts: Sequence[float], ends: S
         here = np.flatnonzero(parts == row)
         load = _work_s(scene.profile, made, here) / (until_s - since_s)
         for column, size in enumerate(scene.sizes):
-            if size < 0.75 * load:
+            if size < 0.85 * load:
                 misses[row, column] = len(here)
-            elif size > 1.3 * load + 1.0:
+            elif size > 1.15 * load + 1.0:
                 misses[row, column] = misses[row, column - 1] if column else 0.0
             else:
                 one = measured(Run(scene=search.scene, seed=search.seed, size=Size(both=size), part_s=(since_s, until_s)))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -215,15 +216,25 @@ def fingerprint() -> str:
     return hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:12]
 
 
-def _file_of(run: Run) -> str:
-    return f"{hashlib.sha256(msgspec.json.encode(run)).hexdigest()[:20]}-{fingerprint()}.json"
+@lru_cache(maxsize=64)
+def _content(scene: str, seed: int) -> str:
+    """Of what is asked, so that a scene that is changed is another one."""
+    made, cuts = whole(scene, seed), SCENES[scene].cuts(seed)
+    parts = [one.tobytes() for one in (made.arrival_s, made.prompt_tokens, made.output_tokens, np.array(cuts))]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def kept_as(what: "msgspec.Struct", scene: str, seed: int) -> Path:
+    """Where the result of a run or a search of that scene is remembered."""
+    named = f"{type(what).__name__} {SCENES[scene].slo} {SCENES[scene].longest_first}".encode() + msgspec.json.encode(what)
+    return KEPT / f"{hashlib.sha256(named).hexdigest()[:20]}-{_content(scene, seed)}-{fingerprint()}.json"
 
 
 def measured(run: Run) -> Measured:
     """From the folder, else by replaying it."""
     if run.scaler:
         return run.measure()
-    path = KEPT / _file_of(run)
+    path = kept_as(run, run.scene, run.seed)
     if path.is_file():
         return msgspec.json.decode(path.read_bytes(), type=Measured)
     found = run.measure()

@@ -23,7 +23,7 @@ TRACES_VARIABLE = "PENSTOCK_TRACES"
 JUDGED = 1_000
 """The first seed for judging."""
 STEP_PEAK, RAMP_PEAK = 3.0, 3.0
-STAIRCASE_S = 2_400.0
+STAIRCASE_S = 1_800.0
 
 
 @dataclass(frozen=True)
