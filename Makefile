@@ -88,7 +88,7 @@ lock: pyproject.toml  ## Resolve dependencies again: requirements.lock and the i
 	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && \
 	if [ -n "$(UV)" ]; then uv="$(UV)"; else $(PYTHON) -m venv "$$tool/venv" && "$$tool/venv/bin/pip" install -q uv && uv="$$tool/venv/bin/uv"; fi && \
 	echo 'numpy<2.5' >"$$tool/constraints" && \
-	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra operator --extra vllm --extra plots --group dev --universal --python-version 3.11 --generate-hashes \
+	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra operator --extra vllm --extra plots --extra plan --group dev --universal --python-version 3.11 --generate-hashes \
 	  --constraint "$$tool/constraints" --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command 'make lock' -q -o requirements.lock && \
 	"$$uv" pip compile pyproject.toml --extra ray --extra fast --extra operator --group build --universal --python-version 3.11 --generate-hashes \
 	  --constraint requirements.lock --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make lock' -q -o image/requirements.lock

@@ -16,6 +16,7 @@ from penstock_router.policy_names import ALLOWED
 
 from penstock_cli.looking import Data, doctor, explain, status
 from penstock_cli.machine_code import use_shipped
+from penstock_cli.plan import plan
 from penstock_cli.simulate import simulate
 
 app = typer.Typer(
@@ -252,6 +253,7 @@ def fill_secret(
 
 
 app.command()(simulate)
+app.command()(plan)
 
 
 def main() -> None:

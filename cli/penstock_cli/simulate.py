@@ -88,7 +88,7 @@ def simulate(
     from penstock_simulator.report import summarise
     from penstock_simulator.setup import Bookings, Setup
 
-    workload = _workload(trace, generate, arrivals, requests)
+    workload = workload_of(trace, generate, arrivals, requests)
     loads = [workload.at_speed(one) for one in _speeds(speedup)]
     fleet = _fleet(workers, prefill, decode, mix, profile, transfer_gb_per_s)
     if declared_speed != 1.0:
@@ -135,7 +135,8 @@ def _speeds(speedup: str) -> list[float]:
         raise ValueError(f"speedup is {speedup!r}; allowed: a number above 0, or several with commas") from None
 
 
-def _workload(trace: Path | None, generated: str, arrivals: Arrivals, requests: int) -> "Workload":
+def workload_of(trace: Path | None, generated: str, arrivals: Arrivals, requests: int) -> "Workload":
+    """The traffic that the options mean. Raises ValueError for none, for both kinds, and for a file that is not there."""
     from penstock_simulator.generate import generate, parse_traffic
     from penstock_simulator.traces import read_trace
 

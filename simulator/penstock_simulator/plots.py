@@ -27,7 +27,7 @@ def draw(replays: list[Replay], folder: Path, form: str = "png") -> list[Path]:
     """
     if form not in FORMATS:
         raise ValueError(f"plot format is {form!r}; allowed: {', '.join(FORMATS)}")
-    plt = _pyplot()
+    plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [("latencies", _latencies(plt, replays))]
     pictures.append(("goodput", _goodput(plt, [summarise(one) for one in replays])))
@@ -40,7 +40,8 @@ def draw(replays: list[Replay], folder: Path, form: str = "png") -> list[Path]:
     return paths
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib, drawing into files. Raises PlotsMissing."""
     try:
         import matplotlib as mpl
     except ImportError:

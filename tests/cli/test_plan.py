@@ -1,0 +1,150 @@
+"""`penstock plan` from the outside: over traffic, a mix of types, splits, from live windows, and what it says of bad input."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from penstock_cli.main import app, main
+from penstock_core.endpoint import WorkerRecord
+from penstock_core.profile import DEFAULT_PROFILE
+from penstock_core.slo import Slo
+from penstock_core.traffic import Ended, Window
+from penstock_kvindex.models import ServedModels
+from penstock_kvindex.redis import RedisIndex
+from penstock_kvindex.windows import Published, Windows
+from typer.testing import CliRunner
+
+TRAFFIC = ["plan", "--generate", "poisson:requests=240,rate=8,prompt_tokens=2000,output_tokens=60"]
+
+
+def planned(*arguments: str) -> str:
+    done = CliRunner().invoke(app, [*arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_over_traffic_it_tells_sizes_hours_attainment_and_reasons() -> None:
+    """Every decision is there, and the figures are those of the replay."""
+    found = msgspec.json.decode(planned(*TRAFFIC, "--accelerators", "2", "--json"))
+    assert found["summary"]["outcomes"] == {"ok": 240}
+    assert found["accelerator_hours"] == pytest.approx(2 * found["summary"]["worker_s"] / 3600)
+    assert found["attainment_ratio"] == found["summary"]["goodput_ratio"]
+    assert all(one["reason"] and one["message"] and one["desired"].keys() == {"both"} for one in found["decisions"])
+
+
+def test_a_divided_fleet_is_planned_by_role_and_drawn(tmp_path: Path) -> None:
+    """Both pools have a size in every row; the picture is a picture."""
+    shown = planned(*TRAFFIC, "--prefill", "1", "--decode", "1", "--plot", str(tmp_path / "made" / "plan.png"))
+    assert "1P1D" in shown
+    assert "of 240 requests met both targets" in shown
+    assert (tmp_path / "made" / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_cheapest_mix_of_types_is_named_with_its_price_and_checked() -> None:
+    """The price is that of the replicas, and no type alone is cheaper."""
+    types = "polynomial-reference=4,polynomial-reference@0.5=1.5*8"
+    found = msgspec.json.decode(planned(*TRAFFIC, "--gpu-types", types, "--json"))
+    replicas = found["mix"]["replicas"]
+    prices = {"polynomial-reference": 4.0, "polynomial-reference@0.5": 1.5}
+    assert found["mix"]["price"] == pytest.approx(sum(prices[name] * count for name, count in replicas.items()))
+    assert found["attainment_ratio"] >= 0.95
+    assert all(price is None or price >= found["mix"]["price"] for price in found["alone"].values())
+
+
+def test_splits_are_told_by_size() -> None:
+    """Up to the first that reaches the goal."""
+    found = msgspec.json.decode(planned(*TRAFFIC, "--splits", "--json"))["splits"]
+    assert found[0]["prefill"] + found[0]["decode"] == 2
+    assert found[-1]["attainment_ratio"] >= 0.95
+
+
+def test_live_it_decides_from_the_windows_and_the_targets_of_the_model(
+    redis_url: str, unused_model: str, make_record: Callable[..., WorkerRecord]
+) -> None:
+    """More requests than one replica can serve: more replicas, a reason, and nothing written down."""
+
+    async def prepare() -> float:
+        index, windows, models = RedisIndex(redis_url, unused_model), Windows(redis_url, unused_model), ServedModels(redis_url)
+        try:
+            await index.register(msgspec.structs.replace(make_record(1), profile=DEFAULT_PROFILE))
+            await models.set_targets({unused_model: Slo(1.5, 0.03)})
+            now_s = await windows.clock()
+            await windows.publish(Published("router", _busy(now_s - 120.0, now_s)))
+        finally:
+            for one in (index, windows, models):
+                await one.aclose()
+        return now_s
+
+    asyncio.run(prepare())
+    found = msgspec.json.decode(planned("plan", "--redis", redis_url, "--model", unused_model, "--json"))
+    decision = found["decision"]
+    assert decision["valid"]
+    assert decision["reason"] == "up"
+    (pool,) = decision["desired"]
+    assert decision["desired"][pool] > found["here"][pool] == 1
+    assert "2400 requests in 120 s" in found["seen"]
+    assert "no autoscaler has decided for it" in found["seen"]
+
+
+def _busy(since_s: float, until_s: float) -> Window:
+    """Twenty requests a second of 4,000 tokens: 1.7 replicas' worth of prefill alone."""
+    times = np.linspace(since_s, until_s, 2_400, endpoint=False)
+    count = len(times)
+    ended = Ended(
+        arrival_s=times,
+        prompt_tokens=np.full(count, 4_000),
+        hit_tokens=np.zeros(count, np.int64),
+        output_tokens=np.full(count, 200),
+        ttft_s=np.full(count, 5.0),
+        tpot_s=np.full(count, 0.2),
+        ok=np.ones(count, bool),
+    )
+    return Window(
+        since_s=since_s, until_s=until_s, arrival_s=times, prompt_tokens=np.full(count, 4_000), ended=ended, arrivals=count, endings=count
+    )
+
+
+def test_live_without_windows_it_says_that_nothing_is_known(
+    redis_url: str, unused_model: str, make_record: Callable[..., WorkerRecord]
+) -> None:
+    """No data is no decision: the size stays, and it is not valid."""
+
+    async def prepare() -> None:
+        index = RedisIndex(redis_url, unused_model)
+        await index.register(make_record(1))
+        await index.aclose()
+
+    asyncio.run(prepare())
+    found = msgspec.json.decode(planned("plan", "--redis", redis_url, "--model", unused_model, "--json"))
+    assert not found["decision"]["valid"]
+    assert found["decision"]["reason"] == "no_data"
+    assert found["decision"]["desired"] == found["here"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu-types", "polynomial-reference=1"], "need traffic; allowed: with --trace or --generate"),
+        ([*TRAFFIC[1:], "--gpu-types", "nothing=1"], "gpu-types is 'nothing=1': profile is 'nothing'; allowed: "),
+        ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference=x"], "allowed: NAME=PRICE[*MOST]"),
+        ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference=0"], "allowed: a price above 0"),
+        ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference=1,polynomial-reference=2"], "allowed: each name once"),
+        ([*TRAFFIC[1:], "--prefill", "2"], "allowed: --workers alone, or --prefill and --decode"),
+        ([*TRAFFIC[1:], "--goal", "1"], "goal is 1.0; allowed: more than 0 and less than 1"),
+        ([*TRAFFIC[1:], "--min", "4", "--max", "2"], "min is 4; allowed: 1..2"),
+        (["--redis", "redis://127.0.0.1:1/0"], "127.0.0.1"),
+    ],
+)
+def test_bad_input_is_named_with_what_is_allowed(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, without a traceback."""
+    monkeypatch.setattr(sys, "argv", ["penstock", "plan", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    assert said in capsys.readouterr().err
