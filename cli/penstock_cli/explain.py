@@ -1,6 +1,7 @@
 """`penstock explain`: why the last requests went where they went: every candidate, each term of its cost, the winner.
 
-It shows what the router kept of its decisions (`GET /admin/decisions`). The terms mean what docs/flows.md says; it adds up nothing.
+It shows what the router kept of its decisions (`GET /admin/decisions`) and, beside one of them, the profiles that it predicts with by now
+(`GET /admin/learned`). The terms mean what docs/flows.md says; it adds up nothing.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,12 @@ def local_explain(folder: DataFolder, url: str | None, request_id: str | None, l
     decisions = found["decisions"]
     if request_id is not None and not decisions:
         raise PenstockError(f"request_id is {request_id!r}; the router keeps its last decisions only, and this is not among them")
-    return found, [overview(decisions), *(detail(decision) for decision in decisions if request_id is not None)]
+    if request_id is None:
+        return found, [overview(decisions)]
+    learned = ask(folder, url, "/admin/learned", {})["models"]
+    asked = {decision["model"] for decision in decisions}
+    found["profiles"] = {one["model"]: one["profiles"] for one in learned if one["model"] in asked}
+    return found, [overview(decisions), *map(detail, decisions), *(profiles(each) for each in found["profiles"].values() if each)]
 
 
 def overview(decisions: Sequence[dict[str, Any]]) -> Table:
@@ -87,6 +93,19 @@ def detail(decision: dict[str, Any]) -> RenderableType:
             style="bold green" if chosen else "",
         )
     return Group(title, table)
+
+
+def profiles(classes: Sequence[dict[str, Any]]) -> Table:
+    """Which profile a model's predictions come from, per class of endpoints: declared or fitted, by how much they differ, and why."""
+    table = Table(title="Profiles in force by now", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("pool", "declared", "of", "in force", "times declared", "why"):
+        table.add_column(heading, overflow="fold")
+    for one in classes:
+        for part in ("prefill", "decode"):
+            fit = one[part]
+            force = "fitted" if fit["in_force"] else "declared"
+            table.add_row(one["pool"], one["profile"], part, force, f"{fit['scale']:.2f}" if fit["in_force"] else _NONE, fit["why"])
+    return table
 
 
 def milliseconds(seconds: float | str | None) -> str:

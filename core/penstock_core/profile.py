@@ -86,9 +86,9 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.decode_floor_s, seconds)
 
     def at_speed(self, factor: float) -> "EngineProfile":
-        """The same engine computing `factor` times as fast; memory, links and start-up stay. Raises ValueError outside 0.01..100."""
-        if not 0.01 <= factor <= 100.0:
-            raise ValueError(f"profile {self.name}: speed is {factor!r}; allowed: 0.01..100")
+        """The same engine computing `factor` times as fast; memory, links and start-up stay. Raises ValueError outside 0.01..1000."""
+        if not 0.01 <= factor <= 1_000.0:
+            raise ValueError(f"profile {self.name}: speed is {factor!r}; allowed: 0.01..1000")
 
         def piece(one: DecodePiece) -> DecodePiece:
             return DecodePiece(*(getattr(one, field) / factor for field in one.__struct_fields__))

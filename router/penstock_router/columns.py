@@ -46,7 +46,9 @@ REST_S = BOOKED + 33  # what the newcomer adds after the pass in which the last 
 EVER = BOOKED + 34  # prompt tokens ever booked here: where in the queue a prompt ends is told by it
 LAST_TOKENS = BOOKED + 35  # tokens in the last of the passes that wait here, if others fit into it; 0: the newcomer begins a pass
 SHARED_S = BOOKED + 36  # seconds until that pass is through with the newcomer in it; without it: WAIT_S
-ROW = BOOKED + 37
+PASS_END_S = BOOKED + 37  # when the pass under way ends; now, where none is
+AHEAD_S = BOOKED + 38  # what the prompts that wait there already will add to every stream
+ROW = BOOKED + 39
 
 # One decoding stream, or one prompt that waits: TOKENS is 0 then.
 FIRST_S, LAST_S, TOKENS, TARGET_ITL_S, MOST_TOKENS = range(5)

@@ -102,7 +102,9 @@ class TargetMisses:
         return _predicted(beliefs, int(rows[index]), divided, weighed(beliefs, rows, divided) if query.explain else ())
 
     def decode(self, query: Query, rows: Rows, beliefs: Beliefs) -> int | None:
-        index = kernel.least_step(beliefs.rows, rows, query.numbers, query.seed)
+        index = kernel.least_step(
+            beliefs.rows, rows, beliefs.row_of_slot, query.slots, query.chunks, query.numbers, query.seed
+        )  # fmt: skip
         return None if index < 0 else int(rows[index])
 
 

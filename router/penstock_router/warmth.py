@@ -21,7 +21,7 @@ def warm_up() -> None:
     rows[:, col.PARTNER] = -1.0
     kernel.least_cost(rows, streams, table, both, owners, slots, chunks, numbers, 1, False, False)
     kernel.least_pair(rows, streams, table, both, both, owners, slots, chunks, numbers, 1, 16)
-    kernel.least_step(rows, both, numbers, 1)
+    kernel.least_step(rows, both, owners, slots, chunks, numbers, 1)
     kernel.least_running(rows, both, owners, slots, chunks, numbers, 1, -1.0)
     kernel.book(rows, 0, 1.0, 1.0, 0.0)
     kernel.book_prompt(rows, streams, 0, 0, 1.0, 1.0, 0.0, 0.0, 1.0, 0, 0.0)

@@ -168,7 +168,7 @@ def _speed(text: str, part: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"mix is {part!r}: speed is {text!r}; allowed: 0.01..100") from None
+        raise ValueError(f"mix is {part!r}: speed is {text!r}; allowed: 0.01..1000") from None
 
 
 class Sample(msgspec.Struct, frozen=True):

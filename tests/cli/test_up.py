@@ -125,6 +125,8 @@ def test_a_question_goes_through_prefill_and_decode_and_ctrl_c_leaves_nothing(tm
         explained = cli("explain", decisions[0]["request_id"], "--data", str(up.data.path)).stdout
         assert decisions[0]["request_id"] in explained
         assert "cost" in explained
+        assert "Profiles in force" in explained
+        assert "polynomial-reference" in explained
 
         below = descendants(up.process.pid)
         assert len(below) >= 5, "Redis, router, three workers"

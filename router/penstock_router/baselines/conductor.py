@@ -54,7 +54,9 @@ class Conductor:
         return chosen
 
     def decode(self, query: Query, rows: Rows, beliefs: Beliefs) -> int | None:
-        index = kernel.least_step(beliefs.rows, rows, query.numbers, query.seed)
+        index = kernel.least_step(
+            beliefs.rows, rows, beliefs.row_of_slot, query.slots, query.chunks, query.numbers, query.seed
+        )  # fmt: skip
         return None if index < 0 else int(rows[index])
 
     def _waiting_s(self, rows: Rows, beliefs: Beliefs) -> Prices:

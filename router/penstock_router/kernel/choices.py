@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from penstock_core import profile as pc
 
 from penstock_router import columns as col
 from penstock_router.kernel.compiled import Chunks, Floats, Owners, Rows, Slots, compiled
@@ -55,14 +56,22 @@ def least_cost(
 
 
 @compiled
-def least_step(rows: Floats, candidates: Rows, q: Floats, seed: int) -> int:
-    """Index of the decode endpoint with the least predicted step time and wait, ties to fewest tokens; −1 for none."""
+def least_step(rows: Floats, candidates: Rows, owners: Owners, slots: Slots, chunks: Chunks, q: Floats, seed: int) -> int:
+    """Index of the decode endpoint with the least step time and seconds to its first token, each as a share of its target.
+
+    An endpoint that holds a part of the prompt is sent only the rest. Ties to fewest tokens; −1 for none.
+    """
     best, least, tokens, luck = -1, math.inf, math.inf, 0
+    hold(rows, owners, slots, chunks, 1.0)
+    for r in candidates:
+        rows[r, col.HIT_TOKENS] = held_tokens(rows, r, q)
+    hold(rows, owners, slots, chunks, 0.0)
     for i in range(len(candidates)):
         r = candidates[i]
         itl, wait = decode_wait(rows, r, q)
         rows[r, col.ITL_S] = itl
-        cost = itl + wait
+        sent = q[col.PROMPT] - rows[r, col.HIT_TOKENS]
+        cost = itl / q[col.TARGET_S] + (itl + wait + sent * rows[r, pc.TRANSFER_TOKEN]) / q[col.TARGET_TTFT_S]
         if no_room(rows, r, q[col.KV_NEED]):
             cost += NO_ROOM
         rows[r, col.COST] = cost

@@ -75,6 +75,8 @@ def weigh(rows: Floats, r: int, q: Floats, divided: bool) -> float:
     rows[r, col.WORK] = work
     rows[r, col.STALL_S] = after - before
     rows[r, col.WAIT_S] = left + before
+    rows[r, col.PASS_END_S] = now + left if rows[r, col.PASSING] > 0.0 else now
+    rows[r, col.AHEAD_S] = before - math.ceil(waiting / budget) * step
     last = waiting - math.floor(waiting / budget) * budget
     rows[r, col.LAST_TOKENS] = last
     if rows[r, col.PROMPTS] > 0.0:

@@ -46,11 +46,13 @@ def waiting_miss(rows: Floats, streams: Floats, table: Floats, r: int, j: int, q
 def others_miss(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats) -> float:
     """Σ E_j after `weigh`: expected number of streams at endpoint r that come to miss their mean ITL by the newcomer.
 
-    A stream's own stall is what it is behind the present pace `itl`: seconds since its first token less (g − 1)·itl, the
-    gap still open counted once it is longer than a step. Prompts that wait will be streams when the newcomer's passes
-    come: they count with g = 1, no stall so far and REST_S. Foreign streams, unseen, count by the stationary form.
+    A stream's own stall is what it will be behind the present pace `itl` when the newcomer's passes begin: seconds from its
+    first token to the end of the pass under way less (g − 1)·itl, and the passes that wait there already. Prompts that wait
+    will be streams when the newcomer's passes come: they count with g = 1, no stall so far and REST_S. Foreign streams,
+    unseen, count by the stationary form.
     """
-    now, itl, stall, target_itl = q[col.NOW_S], rows[r, col.ITL_S], rows[r, col.STALL_S], q[col.TARGET_S]
+    itl, stall, target_itl = rows[r, col.ITL_S], rows[r, col.STALL_S], q[col.TARGET_S]
+    newest, ahead = rows[r, col.PASS_END_S] - itl, rows[r, col.AHEAD_S]
     total = 0.0
     for j in range(int(rows[r, col.CELLS_USED])):
         room = streams[r, j, col.TARGET_ITL_S] - itl
@@ -60,7 +62,7 @@ def others_miss(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats)
         if room <= 0.0:
             continue  # k is infinite before and after: lost already
         g = streams[r, j, col.TOKENS]
-        late = max(0.0, max(streams[r, j, col.LAST_S], now - itl) - streams[r, j, col.FIRST_S] - (g - 1.0) * itl)
+        late = max(0.0, max(streams[r, j, col.LAST_S], newest) - streams[r, j, col.FIRST_S] - (g - 1.0) * itl) + ahead
         must = 1.0 + (late + stall) / room
         if must <= g:
             continue

@@ -95,16 +95,18 @@ def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, divided: bo
     ttft = left + worker.through(waiting + u) + (profile.transfer_s(n) if divided else 0.0)
     delta = worker.through(waiting + u) - worker.through(waiting)
     itl = step if divided else profile.decode_s(worker.b + 1, worker.C + n)
+    budget = max(1, profile.pass_tokens - worker.b)
+    ends_s = NOW + (left if worker.X else 0.0)
+    ahead_s = worker.through(waiting) - math.ceil(waiting / budget) * step
     others = 0.0
     for one in worker.streams:
         room = one.target_s - itl
         if room <= 0:
             continue  # F(∞) − F(∞)
-        stall = max(0.0, max(one.last_s, NOW - itl) - one.first_s - (one.tokens - 1) * itl)
+        stall = max(0.0, max(one.last_s, ends_s - itl) - one.first_s - (one.tokens - 1) * itl) + ahead_s
         before, after = 1 + stall / room, 1 + (stall + delta) / room
         more = max(0.0, short(after, one.most) - short(max(one.tokens, before), one.most))
         others += more / max(0.001, 1 - short(one.tokens, one.most))
-    budget = max(1, profile.pass_tokens - worker.b)
     joined = left + worker.through(min(waiting + u, math.ceil(waiting / budget) * budget))
     rest = left + worker.through(waiting + u) - joined
     for prompt in worker.prompts:

@@ -160,6 +160,16 @@ def test_decode_goes_to_the_least_step_time_with_ties_to_fewest_tokens(build):
     assert bound[2:] == [second, first]  # 100 < 900 tokens at one stream each; then the one with one stream
 
 
+def test_decode_goes_where_the_prompt_is_held_until_the_step_costs_more(build):
+    """A holder is sent only the rest: it wins among equals, and loses where its step takes more of its target than that saves of TTFT's."""
+    endpoints = [build.endpoint("p", Role.PREFILL, slot=0), *(build.endpoint(f"d{i}", Role.DECODE, slot=1 + i) for i in range(4))]
+    scheduler = build.scheduler(endpoints)
+    asks = [build.ask(900, tokens_per_chunk=50.0, hits=build.Hits({3: 15})) for _ in range(8)]
+    bound = [one.bind_decode(0.1).id for one in scheduler.place(asks, 0.0)]
+    assert bound[0] == "d2"
+    assert {"d0", "d1", "d3"} <= set(bound)
+
+
 def test_a_failed_prefill_is_done_by_the_decode_endpoint(build):
     """After `prefill_failed` the bound endpoint has the prompt booked; it releases everything in the end."""
     scheduler = build.scheduler([build.endpoint("p", Role.PREFILL), build.endpoint("d", Role.DECODE)])

@@ -8,7 +8,6 @@ from penstock_core.errors import Refused
 from penstock_core.profile import PROFILES
 from penstock_worker.engine import AnswerCut, BlockRemoved, BlockStored, EngineCall
 from penstock_worker.engines.sim import SimConfig, SimEngine, reference_text
-from penstock_worker.engines.sim.config import faster
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -216,7 +215,7 @@ def test_settings_out_of_range_are_named(field: str, value: Any) -> None:
 @pytest.mark.parametrize("name", sorted(PROFILES))
 def test_speed_divides_every_duration(name: str) -> None:
     """The engine announces the profile it really has."""
-    profile, fast = PROFILES[name], faster(PROFILES[name], 8.0)
+    profile, fast = PROFILES[name], SimConfig(profile=PROFILES[name], speed=8.0).timing()
     for new in (1, 100, 5_000):
         assert fast.prefill_s(new, 50) == pytest.approx(profile.prefill_s(new, 50) / 8)
     for streams in (1, 50, 200):

@@ -5,7 +5,7 @@ into the profile here (`SimConfig.timing`), so that no other module knows of it.
 """
 
 import msgspec
-from penstock_core.profile import DEFAULT_PROFILE, DecodePiece, EngineProfile
+from penstock_core.profile import DEFAULT_PROFILE, EngineProfile
 
 BLOCK_TOKENS = 64
 """Tokens in one KV block, as in the profiles' sources."""
@@ -82,31 +82,14 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def timing(self) -> EngineProfile:
         """The profile in seconds of this machine's clock, with the engine's real capacity."""
-        return faster(msgspec.structs.replace(self.profile, kv_tokens=self.blocks * self.block_tokens), self.speed)
-
-
-def faster(profile: EngineProfile, speed: float) -> EngineProfile:
-    """`profile` with every duration divided by `speed`."""
-    if speed == 1.0:
-        return profile
-    return msgspec.structs.replace(
-        profile,
-        name=f"{profile.name} x{speed:g}",
-        transfer_bytes_per_s=profile.transfer_bytes_per_s * speed,
-        start_s=profile.start_s / speed,
-        prefill_constant_s=profile.prefill_constant_s / speed,
-        prefill_per_token_s=profile.prefill_per_token_s / speed,
-        prefill_per_token_squared_s=profile.prefill_per_token_squared_s / speed,
-        prefill_per_cached_pair_s=profile.prefill_per_cached_pair_s / speed,
-        prefill_knots=tuple((tokens, seconds / speed) for tokens, seconds in profile.prefill_knots),
-        decode_floor_s=profile.decode_floor_s / speed,
-        decode_small=_faster_piece(profile.decode_small, speed),
-        decode_large=None if profile.decode_large is None else _faster_piece(profile.decode_large, speed),
-    )
-
-
-def _faster_piece(piece: DecodePiece, speed: float) -> DecodePiece:
-    return DecodePiece(piece.constant_s / speed, piece.per_stream_s / speed, piece.per_token_s / speed, piece.per_token_squared_s / speed)
+        profile = msgspec.structs.replace(self.profile, kv_tokens=self.blocks * self.block_tokens)
+        if self.speed == 1.0:
+            return profile
+        return msgspec.structs.replace(
+            profile.at_speed(self.speed),
+            transfer_bytes_per_s=profile.transfer_bytes_per_s * self.speed,
+            start_s=profile.start_s / self.speed,
+        )
 
 
 def _within(field: str, value: float, low: float, high: float) -> None:
