@@ -27,7 +27,7 @@ class AutoscalerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     watch_namespace: str = ""
     """The one namespace it looks after; empty: all."""
     period_s: float = 15.0
-    """Between decisions on a model."""
+    """Between decisions on a model; no shorter than what routers tell at a time (their `traffic_window_s`)."""
     asleep_s: float = 1.0
     """The same while all pools of the model are at 0: what a first request waits for beside the start itself."""
     look_s: float = 5.0

@@ -15,7 +15,7 @@ from penstock_core.profile import DEFAULT_PROFILE, EngineProfile, profile_named
 from penstock_core.slo import Slo
 from penstock_kvindex.index import Registry
 
-from penstock_autoscaler.decision import Decision
+from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.kube_api import MANAGER
 from penstock_autoscaler.kube_owners import Hands, Owner, autoscaler_of, owner_by_hand, setter_of
 from penstock_autoscaler.kube_replicas import Starts, pod_facts, replica_of
@@ -25,6 +25,8 @@ from penstock_autoscaler.ports import Fleet, ScaleFailed
 
 Raw = Mapping[str, Any]
 
+BLIND_S = 45.0
+"""Without data for so long is told."""
 _MOST_ATTAINMENT = 0.999
 """Of a target of 100 %: one that no finite fleet can promise."""
 
@@ -81,6 +83,7 @@ class KubeFleet:
         self._seen: Seen | None = None
         self._spec: ModelServiceSpec | None = None
         self._owners: dict[str, Owner] = {}
+        self._blind_since_s: float | None = None
 
     async def look(self, now_s: float) -> Fleet:
         """What is there."""
@@ -124,8 +127,14 @@ class KubeFleet:
                 await self._scope.set_scale(live, wanted)
 
     async def show(self, decision: Decision) -> None:
-        """Condition and events of the ModelService."""
+        """Condition and events of the ModelService. No data is told when it lasts: a window that comes late is no news."""
         seen, _ = self._looked()
+        if decision.reason is not Reason.NO_DATA:
+            self._blind_since_s = None
+        else:
+            self._blind_since_s = self._clock() if self._blind_since_s is None else self._blind_since_s
+            if self._clock() - self._blind_since_s < BLIND_S:
+                return
         sizes = {name: _size(live) for name, live in seen.pools.items()}
         await self._scope.tell(seen.service, Told(decision, sizes, dict(self._owners)))
 

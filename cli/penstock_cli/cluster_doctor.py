@@ -50,6 +50,7 @@ def examine(cluster: Cluster) -> list[Finding]:
         ("your rights", own_rights),
         ("operator", lambda of: running(of, "operator", "ModelServices are left as they are")),
         ("operator's rights", operator_rights),
+        ("autoscaler", autoscaler),
         ("redis", redis),
         ("routers", routers_answer),
         ("workers", registered),
@@ -141,6 +142,14 @@ def running(cluster: Cluster, component: str, otherwise: str) -> Finding:
         look = f"kubectl -n {where} describe pod {found[0]['metadata']['name']}"
         return Finding(name=component, state=MISSING, found=f"0 of {len(found)} Pods ready in {where}", todo=f"{why}; {look}")
     return Finding(name=component, state=OK, found=f"{ready} of {len(found)} Pods ready in {where}")
+
+
+def autoscaler(cluster: Cluster) -> Finding:
+    """It is needed where some pool has bounds only."""
+    pools = [pool for raw in model_services(cluster) for pool in (raw.get("spec") or {}).get("pools") or () if pool.get("autoscaling")]
+    if not pools and not parts(cluster, "autoscaler"):
+        return Finding(name="autoscaler", state=OK, found="none, and no pool has autoscaling")
+    return running(cluster, "autoscaler", f"{len(pools)} pools have autoscaling, and their sizes stay as they are")
 
 
 def operator_rights(cluster: Cluster) -> Finding:

@@ -44,7 +44,7 @@ def status(cluster: Cluster) -> tuple[Raw, list[Any]]:
     ]
     lines += [f"Router {name} does not answer: {why}" for name, why in answers.silent.items()]
     head = f"Context {cluster.context} ({cluster.server}), {len(asked)} routers in namespace {asked[0].namespace}"
-    return found, [head, services_table(services), endpoints_table(models), models_line(models), *lines]
+    return found, [head, services_table(services), *scaling_lines(services), endpoints_table(models), models_line(models), *lines]
 
 
 def explain(cluster: Cluster, request_id: str | None, last: int) -> tuple[Raw, list[Any]]:
@@ -98,6 +98,20 @@ def services_table(services: Sequence[Mapping[str, Any]]) -> Table:
         counts = (said.get("prefill", "–"), said.get("decode", "–"))
         table.add_row(_of(raw, "namespace"), _of(raw, "name"), ready.get("status", "Unknown"), *counts, why)
     return table
+
+
+def scaling_lines(services: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the autoscaler has decided last of each ModelService, and who else sizes its pools; nothing where it has said nothing."""
+    found = []
+    for raw in services:
+        conditions = {one["type"]: one for one in (raw.get("status") or {}).get("conditions") or ()}
+        decided, conflict = conditions.get("ScalingDecided"), conditions.get("ScalingConflict", {})
+        if decided is not None:
+            name = f"{_of(raw, 'namespace')}/{_of(raw, 'name')}"
+            found.append(f"Scaling of {name}: {decided.get('reason')}, {decided.get('message')}")
+            if conflict.get("status") == "True":
+                found.append(f"Scaling of {name}: left alone, {conflict.get('message')}")
+    return found
 
 
 def _bad(condition: Mapping[str, Any]) -> bool:

@@ -237,7 +237,11 @@ def test_a_decision_is_shown_once_beside_the_operators_conditions(bed: KubeBed) 
             await fleet.show(decided(Reason.STEADY, f"{rate} requests a second", prefill=1, decode=3))
             await fleet.show(decided(Reason.WAITING, f"{rate} requests a second", prefill=1, decode=3))
         assert bed.service()["metadata"]["resourceVersion"] == version
-        await fleet.show(decided(Reason.NO_DATA, "no router has told anything", valid=False, prefill=1, decode=3))
+        blind = decided(Reason.NO_DATA, "no router has told anything", valid=False, prefill=1, decode=3)
+        await fleet.show(blind)
+        assert bed.service()["metadata"]["resourceVersion"] == version, "one window that is late is no news"
+        bed.now += 60.0
+        await fleet.show(blind)
         assert bed.condition("ScalingDecided") == ("False", "NoData", "no router has told anything")
         assert bed.events() == [("Normal", "ScaledUp"), ("Warning", "ScalingNoData")]
 

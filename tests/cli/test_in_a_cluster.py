@@ -160,6 +160,7 @@ def test_doctor_names_what_is_missing_and_what_to_do(installed: Installed) -> No
     found = {one.name: one for one in examine(open_cluster(Aim(kubeconfig=installed.kubeconfig)))}
     assert found["api server"].state == found["routers"].state == found["your rights"].state == OK, found
     assert (found["operator"].state, found["operator"].found) == (MISSING, "no Pod")
+    assert (found["autoscaler"].state, found["autoscaler"].found) == (OK, "none, and no pool has autoscaling")
     assert found["workers"].state == MISSING and f"{installed.namespace}/llama-all-two" in found["workers"].todo
     assert found["definition of ModelService"].state == ADVICE and "forbidden" in found["definition of ModelService"].todo
     assert all((one.state == OK) == (one.todo == "") for one in found.values())
