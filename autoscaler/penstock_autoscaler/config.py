@@ -14,6 +14,8 @@ from penstock_process.settings import LOG_LEVELS, ConfigError, check_one_of, che
 from penstock_autoscaler.loop import LoopTimes
 from penstock_autoscaler.settings import ScalerSettings
 
+_BRAIN = ScalerSettings()
+
 
 class AutoscalerSecrets(Unprinted, frozen=True):
     """What must never be printed; its repr says only what is set."""
@@ -32,12 +34,14 @@ class AutoscalerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """The same while all pools of the model are at 0: what a first request waits for beside the start itself."""
     look_s: float = 5.0
     """Between looks for ModelServices that have come or gone."""
-    sample_s: float = 240.0
-    """Traffic that demand is computed from: the latest so many seconds."""
-    stable_s: float = 120.0
+    sample_s: float = _BRAIN.sample_s
+    """Traffic that replays are made of: the latest so many seconds at most."""
+    stable_s: float = _BRAIN.stable_s
     """A pool shrinks only after its smaller size would have done for so long."""
-    margin_ratio: float = 0.1
-    """Room beside the forecast that a size has which is about to be given up."""
+    idle_s: float = _BRAIN.idle_s
+    """A model that may be scaled to zero is, after so long without a request."""
+    margin_ratio: float = _BRAIN.margin_ratio
+    """How much more traffic than there is a size must stand that is about to be chosen instead of a larger one."""
     what_if: bool = True
     """Replay the latest traffic in the simulator before a decision; false: size by the fluid bound alone."""
     lease_s: float = 10.0
@@ -64,7 +68,13 @@ class AutoscalerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     @property
     def scaler(self) -> ScalerSettings:
         """How cautious it is."""
-        return ScalerSettings(period_s=self.period_s, sample_s=self.sample_s, stable_s=self.stable_s, margin_ratio=self.margin_ratio)
+        return ScalerSettings(
+            period_s=self.period_s,
+            sample_s=self.sample_s,
+            stable_s=self.stable_s,
+            idle_s=self.idle_s,
+            margin_ratio=self.margin_ratio,
+        )
 
 
 RANGES: dict[str, tuple[float, float, str]] = {
@@ -73,6 +83,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "look_s": (0.1, 3_600, "seconds"),
     "sample_s": (1, 86_400, "seconds"),
     "stable_s": (1, 86_400, "seconds"),
+    "idle_s": (1, 604_800, "seconds"),
     "margin_ratio": (0, 0.9, "of the demand"),
     "lease_s": (0.5, 600, "seconds"),
     "port": (0, 65_535, ""),

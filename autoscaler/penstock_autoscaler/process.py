@@ -38,13 +38,16 @@ _BEAT_S = 1.0
 _REDIS_S = 2.0
 
 
-def serve_autoscaler(config: AutoscalerConfig, secrets: AutoscalerSecrets, what_if: MakeWhatIf) -> int:
-    """Run until SIGTERM or SIGINT; gives the exit status. `what_if` makes one a model. Raises ScaleFailed without a way to a cluster."""
+def serve_autoscaler(config: AutoscalerConfig, secrets: AutoscalerSecrets, what_if: MakeWhatIf, warm_up: Callable[[], None]) -> int:
+    """Run until SIGTERM or SIGINT; gives the exit status. `what_if` makes one a model, `warm_up` what all of them need first.
+
+    Raises ScaleFailed without a way to a cluster.
+    """
     logs.configure(config.log_level)
-    return run(_serve(config, secrets, what_if))
+    return run(_serve(config, secrets, what_if, warm_up))
 
 
-async def _serve(config: AutoscalerConfig, secrets: AutoscalerSecrets, what_if: MakeWhatIf) -> int:
+async def _serve(config: AutoscalerConfig, secrets: AutoscalerSecrets, what_if: MakeWhatIf, warm_up: Callable[[], None]) -> int:
     api, redis = KubeApi(await login(config.kubeconfig, os.environ)), connect(secrets.redis_url, _REDIS_S)
     figures, health = Figures(), Health()
     scope = KubeScope(api, config.watch_namespace, time.time)
@@ -71,7 +74,7 @@ async def _serve(config: AutoscalerConfig, secrets: AutoscalerSecrets, what_if: 
         _announce(Path(config.announce_path), url)
     beat = asyncio.create_task(_beat(health), name="beat")
     try:
-        await _until_told(loops)
+        await _until_told(loops, warm_up if config.what_if else None)
     finally:
         beat.cancel()
         await probes.aclose()
@@ -80,12 +83,12 @@ async def _serve(config: AutoscalerConfig, secrets: AutoscalerSecrets, what_if: 
     return 0
 
 
-async def _until_told(loops: KubeLoops) -> None:
-    """Size until SIGTERM or SIGINT; then every lease is given back."""
+async def _until_told(loops: KubeLoops, warm_up: Callable[[], None] | None) -> None:
+    """Warm up and size until SIGTERM or SIGINT; then every lease is given back."""
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    running = asyncio.create_task(loops.run(), name="loops")
+    running = asyncio.create_task(_size(loops, warm_up), name="loops")
     ending = asyncio.create_task(told.wait(), name="told to end")
     await asyncio.wait((running, ending), return_when=asyncio.FIRST_COMPLETED)
     ending.cancel()
@@ -95,6 +98,12 @@ async def _until_told(loops: KubeLoops) -> None:
     if failed:
         running.result()
     log.info("stopped")
+
+
+async def _size(loops: KubeLoops, warm_up: Callable[[], None] | None) -> None:
+    if warm_up is not None:
+        await asyncio.to_thread(warm_up)
+    await loops.run()
 
 
 async def _beat(health: Health) -> None:

@@ -25,6 +25,7 @@ def run_from_settings(config: Path | None, settings: dict[str, Any], others: Seq
     except ImportError as error:
         raise NotInstalled(f"{error.name} is not installed; install penstock[operator]") from None
     from penstock_autoscaler.config import load_config, load_secrets
-    from penstock_simulator.what_if import Replayed
+    from penstock_simulator.what_if import Replayed, warm_up
 
-    return serve_autoscaler(load_config(config, {**settings, **parse_settings(others)}), load_secrets(os.environ), Replayed)
+    found = load_config(config, {**settings, **parse_settings(others)})
+    return serve_autoscaler(found, load_secrets(os.environ), Replayed, warm_up)

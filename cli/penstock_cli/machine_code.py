@@ -1,4 +1,4 @@
-"""Machine code that comes with the image: compiled when it is built, so that no router spends a core for half a minute at its start.
+"""Machine code that comes with the image: compiled when it is built, so that no process spends a core for half a minute at its start.
 
 The Dockerfile runs `python -m penstock_cli.machine_code FOLDER`; `main` calls `use_shipped` before anything is compiled. numba
 takes code only from a folder that it can write to, and the image's is read-only: hence a copy, a few MB. The code is for the plainest
@@ -35,17 +35,19 @@ def use_shipped(environ: MutableMapping[str, str]) -> None:
 
 
 def compile_all() -> None:
-    """Everything that a router compiles, into numba's folder. A few seconds to half a minute; nothing where numba is absent."""
+    """Everything that a router or an autoscaler compiles, into numba's folder. Up to a minute; nothing where numba is absent."""
     from random import Random
 
     from penstock_core import compiled_hash
     from penstock_kvindex import mirror
     from penstock_router.config import RouterConfig
     from penstock_router.scheduling import Scheduler
+    from penstock_simulator import what_if
 
     Scheduler(RouterConfig().policy, rng=Random(0)).warm_up()  # noqa: S311  nothing is drawn
     compiled_hash.warm_up()
     mirror.warm_up()
+    what_if.warm_up()
 
 
 if __name__ == "__main__":

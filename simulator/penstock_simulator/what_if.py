@@ -13,7 +13,8 @@ from penstock_autoscaler.observation import Pool
 from penstock_autoscaler.ports import Answer
 from penstock_autoscaler.sample import Sample
 from penstock_core.endpoint import Role
-from penstock_core.slo import Attainment, Slo
+from penstock_core.profile import DEFAULT_PROFILE
+from penstock_core.slo import DEFAULT_SLO, Attainment, Slo
 
 from penstock_simulator.cluster import replay
 from penstock_simulator.report import request_tpot_s, request_ttft_s
@@ -58,6 +59,21 @@ class Replayed:
         except _OutOfBudgetError:
             found = None
         return Answer(found, thread_time() - began_s)
+
+
+def warm_up() -> None:
+    """Compile what replays need, up to half a minute the first time, so that no decision waits for it."""
+    asked = Sample(
+        arrival_s=np.arange(8, dtype=np.float64),
+        prompt_tokens=np.full(8, 1_000),
+        hit_tokens=np.full(8, 64),
+        output_tokens=np.full(8, 10),
+    )
+    pools = [
+        Pool(name=role.value, role=role, desired=1, min_replicas=1, max_replicas=1, profile=DEFAULT_PROFILE, start_s=1.0) for role in Role
+    ]
+    for fleet in ({"both": 1}, {"prefill": 1, "decode": 1}):
+        Replayed().replay(fleet, pools, asked, DEFAULT_SLO, float("inf"))
 
 
 def _workload(asked: Sample) -> Workload:

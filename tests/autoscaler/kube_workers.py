@@ -115,8 +115,10 @@ class Clients:
         return "" if whole else f"{answer.status_code}: {answer.text[-300:]}"
 
     def _send(self) -> None:
-        while not self._over.wait(min(1.0, 1.0 / self.rate_per_s) if self.rate_per_s else 0.05):
-            if self.rate_per_s:
+        last_s = 0.0
+        while not self._over.wait(0.02):
+            if self.rate_per_s and time.monotonic() - last_s >= 1.0 / self.rate_per_s:
+                last_s = time.monotonic()
                 thread = threading.Thread(target=lambda: self.ended.append(self.ask()))
                 thread.start()
                 self._threads.append(thread)

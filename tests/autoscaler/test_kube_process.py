@@ -27,7 +27,8 @@ SPEED = 0.05
 PROMPT = "the gate opens and the water runs down to the wheel " * 60
 SECRETS = {"PENSTOCK_FLEET_TOKEN": "f" * 32, "PENSTOCK_CHUNK_SECRET": "5eed"}
 PATIENCE_S = 180.0
-BRAIN = {"period_s": 5, "asleep_s": 0.5, "look_s": 1, "sample_s": 15, "stable_s": 8, "lease_s": 3}
+BRAIN = {"period_s": 5, "asleep_s": 0.5, "look_s": 1, "sample_s": 15, "stable_s": 8, "idle_s": 12, "lease_s": 3, "what_if": "false"}
+"""By the fluid bound: replays are the simulator's, and compiling them would be most of the time that this takes."""
 
 
 class Town:
