@@ -16,10 +16,12 @@ from penstock_autoscaler.memory import Memory, Tried
 from penstock_autoscaler.observation import Pool
 from penstock_autoscaler.ports import WhatIf
 from penstock_autoscaler.sample import Sample
-from penstock_autoscaler.search import Bounds, Found, fewest
+from penstock_autoscaler.search import Bounds, Found, Goal, fewest
 
 BUSY_RATIO = 0.8
 """Share of a replica's time, or of its KV, that can be planned with: beyond it queues grow out of proportion."""
+FULL_RATIO = 0.95
+"""Beyond it queues grow without end, though a short replay may not show it."""
 LEAST_REQUESTS = 40
 """Fewer are no sample."""
 _RATE_STEP = 0.01
@@ -43,44 +45,44 @@ def mix(asked: Sample, rate: float) -> Mix:
     return Mix(rate=rate, prompt_tokens=prompts, hit_tokens=hits, output_tokens=outputs)
 
 
-def fluid(asked: Mix, pools: Sequence[Pool], slo: Slo) -> dict[str, float]:
-    """Replicas by pool that the mix keeps busy for BUSY_RATIO of their time, not rounded.
+def fluid(asked: Mix, pools: Sequence[Pool], slo: Slo, busy_ratio: float = BUSY_RATIO) -> dict[str, float]:
+    """Replicas by pool that the mix keeps busy for that share of their time, not rounded.
 
     Pools that do both take whole requests; where there are dedicated ones, prompts go to those that prefill, answers to those that decode.
     """
     needed = {}
     for pool in pools:
-        prefill = _prefill(asked, pool) if pool.role is not Role.DECODE else 0.0
-        needed[pool.name] = prefill if pool.role is Role.PREFILL else max(prefill, _decode(asked, pool, slo, prefill))
+        prefill = _prefill(asked, pool) / busy_ratio if pool.role is not Role.DECODE else 0.0
+        needed[pool.name] = prefill if pool.role is Role.PREFILL else max(prefill, _decode(asked, pool, slo, prefill, busy_ratio))
     return needed
 
 
 def _prefill(asked: Mix, pool: Pool) -> float:
     seconds = pool.profile.prefill_s(round(asked.prompt_tokens - asked.hit_tokens), round(asked.hit_tokens))
-    return asked.rate * seconds / BUSY_RATIO
+    return asked.rate * seconds
 
 
-def _decode(asked: Mix, pool: Pool, slo: Slo, prefill: float) -> float:
+def _decode(asked: Mix, pool: Pool, slo: Slo, prefill: float, busy_ratio: float) -> float:
     """Replicas whose streams keep the ITL target and whose KV holds them, beside `prefill` replicas' worth of prompts."""
-    context = asked.prompt_tokens + asked.output_tokens / 2.0
     low, high = 0.0, 1.0
-    while not _holds(asked, pool, slo, prefill, high, context) and high < 4_096.0:
+    while not _holds(asked, pool, slo, prefill, high, busy_ratio) and high < 4_096.0:
         low, high = high, high * 2.0
     for _ in range(12):
         middle = (low + high) / 2.0
-        low, high = (low, middle) if _holds(asked, pool, slo, prefill, middle, context) else (middle, high)
+        low, high = (low, middle) if _holds(asked, pool, slo, prefill, middle, busy_ratio) else (middle, high)
     return high
 
 
-def _holds(asked: Mix, pool: Pool, slo: Slo, prefill: float, replicas: float, context: float) -> bool:
-    left = 1.0 - (prefill * BUSY_RATIO / replicas if pool.role is Role.BOTH else 0.0)
-    if left <= 1.0 - BUSY_RATIO:
+def _holds(asked: Mix, pool: Pool, slo: Slo, prefill: float, replicas: float, busy_ratio: float) -> bool:
+    context = asked.prompt_tokens + asked.output_tokens / 2.0
+    left = 1.0 - (prefill * busy_ratio / replicas if pool.role is Role.BOTH else 0.0)
+    if left <= 1.0 - busy_ratio:
         return False
     streams, step_s = 1.0, 0.0
     for _ in range(40):
         step_s = pool.profile.decode_s(max(1, round(streams)), streams * context) / left
         streams = asked.rate / replicas * asked.output_tokens * step_s
-        if step_s > slo.itl_s or streams > pool.profile.max_streams or streams * context > BUSY_RATIO * pool.profile.kv_tokens:
+        if step_s > slo.itl_s or streams > pool.profile.max_streams or streams * context > busy_ratio * pool.profile.kv_tokens:
             return False
     return True
 
@@ -94,9 +96,13 @@ class Demand:
         memory.tried = [one for one in memory.tried if one.at_s > now_s - fresh_s]
         self.replays = 0
 
-    def sizes(self, asked: Sample, rate: float, pools: Sequence[Pool], slo: Slo, bounds: Bounds, goal_ratio: float) -> Found:
+    def sizes(self, asked: Sample, rate: float, pools: Sequence[Pool], slo: Slo, bounds: Bounds, goal: Goal) -> Found:
         """The fewest accelerators that reach the goal at that rate."""
-        bound = fluid(mix(asked, rate), pools, slo)
+        means = mix(asked, rate)
+        bound, floor = fluid(means, pools, slo), fluid(means, pools, slo, FULL_RATIO)
+        bounds = msgspec.structs.replace(
+            bounds, least={name: min(bounds.most[name], max(least, math.ceil(floor[name]))) for name, least in bounds.least.items()}
+        )
         guess = {name: math.ceil(replicas * self._memory.corrections.get(name, 1.0) - 0.02) for name, replicas in bound.items()}
         if self._what_if is None or asked.requests < LEAST_REQUESTS:
             sizes = bounds.within(guess)
@@ -104,10 +110,10 @@ class Demand:
         at_rate = asked.at_rate(rate)
 
         def trial(sizes: dict[str, int]) -> Attainment | None:
-            return self._known(sizes, rate, goal_ratio) or self._replay(sizes, pools, at_rate, rate, slo)
+            return self._known(sizes, rate, goal) or self._replay(sizes, pools, at_rate, rate, slo)
 
-        found = fewest(guess, pools, bounds, goal_ratio, trial)
-        if found.attainment_ratio is not None and found.met:
+        found = fewest(guess, pools, bounds, goal, trial)
+        if found.attainment_ratio is not None and (found.met or found.useless):
             self._correct(bound, found.sizes, bounds)
         return found
 
@@ -121,12 +127,12 @@ class Demand:
             self._memory.tried.append(Tried(self._now_s, dict(sizes), rate, answer.attainment))
         return answer.attainment
 
-    def _known(self, sizes: Mapping[str, int], rate: float, goal_ratio: float) -> Attainment | None:
+    def _known(self, sizes: Mapping[str, int], rate: float, goal: Goal) -> Attainment | None:
         """What was seen of these sizes a moment ago, where it decides."""
         for one in reversed(self._memory.tried):
             if one.sizes != sizes:
                 continue
-            met = (one.attainment.goodput_ratio or 0.0) >= goal_ratio
+            met = goal.met(one.sizes, one.attainment)
             if one.rate >= rate * (1.0 - _RATE_STEP) if met else one.rate <= rate * (1.0 + _RATE_STEP):
                 return one.attainment
         return None

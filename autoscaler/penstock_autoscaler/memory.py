@@ -34,6 +34,20 @@ class Tried(msgspec.Struct, frozen=True):
     attainment: Attainment
 
 
+class Promise(msgspec.Struct, frozen=True):
+    """A forecast."""
+
+    for_s: float
+    rate: float
+
+
+class Fared(msgspec.Struct, frozen=True):
+    """How the requests of an interval fared."""
+
+    until_s: float
+    attainment: Attainment
+
+
 class Memory(msgspec.Struct, kw_only=True):
     """Of one model; changed by `Scaler.step` and what it calls, by nobody else."""
 
@@ -47,6 +61,12 @@ class Memory(msgspec.Struct, kw_only=True):
     tried: list[Tried] = []
     corrections: dict[str, float] = {}
     """By pool: what the fluid bound is multiplied with."""
+    promises: list[Promise] = []
+    """Forecasts whose time has not come."""
+    surprise: float = 0.0
+    """By what share the rate lately came out above its forecast, on average over the time."""
+    fared: list[Fared] = []
+    """Of the latest minute or so, oldest first."""
     counted: float = 0.0
     """Requests that ended lately, older ones for less."""
     missed: float = 0.0
@@ -62,6 +82,14 @@ class Memory(msgspec.Struct, kw_only=True):
         counts = [one for one in self.counts if one.until_s > traffic.until_s - settings.trend_s]
         self.counts = [*counts, Count(traffic.until_s, traffic.length_s, traffic.arrivals)][-MOST_COUNTS:]
         self.season.learn(traffic.until_s, traffic.length_s, traffic.arrivals)
+
+    def compare(self, now_s: float, rate: float, half_life_s: float) -> None:
+        """The rate at present, beside what was forecast for it."""
+        due = [one for one in self.promises if one.for_s <= now_s]
+        self.promises = [one for one in self.promises if one.for_s > now_s]
+        if due:
+            fade = 0.5 ** (15.0 / half_life_s)
+            self.surprise = fade * self.surprise + (1.0 - fade) * min(3.0, max(0.0, rate / max(1e-9, due[-1].rate) - 1.0))
 
 
 def encode(memory: Memory) -> bytes:

@@ -16,7 +16,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """N requests in order of arrival; arrays of shape (N,)."""
 
     arrival_s: NDArray[np.float64]
-    """From 0 on."""
+    """From 0 on; as `sample` gives it, of traffic at one request a second."""
     prompt_tokens: NDArray[np.int64]
     hit_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
@@ -31,13 +31,16 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         return float(self.arrival_s[-1]) if len(self.arrival_s) else 0.0
 
     def at_rate(self, rate: float) -> "Sample":
-        """The same requests, `rate` of them a second on average."""
-        length_s = self.requests / rate
-        return msgspec.structs.replace(self, arrival_s=self.arrival_s * (length_s / max(1e-9, self.length_s)))
+        """The same requests, at `rate` of them a second instead of one."""
+        return msgspec.structs.replace(self, arrival_s=self.arrival_s / rate)
 
 
-def sample(windows: Sequence[Window], most: int) -> Sample | None:
-    """The latest `most` arrivals of contiguous windows; None where nothing arrived, or nothing has been answered."""
+def sample(windows: Sequence[Window], most: int, pieces: Sequence[tuple[float, float]] = ()) -> Sample | None:
+    """The latest `most` arrivals of contiguous windows, at one request a second; None where nothing arrived, or nothing was answered.
+
+    `pieces`: (since_s, rate) of the times in which the rate was another, as `trend` found them: each is stretched by its own rate, so that
+    what came before a step and after it make one stretch of even traffic.
+    """
     if not windows:
         return None
     whole = joined(windows)
@@ -51,11 +54,24 @@ def sample(windows: Sequence[Window], most: int) -> Sample | None:
     prompts = np.where(own, answered.prompt_tokens[like], prompts)
     share = answered.hit_tokens[like] / np.maximum(1, answered.prompt_tokens[like])
     return Sample(
-        arrival_s=arrived - (arrived[0] if since else whole.since_s),
+        arrival_s=_evened(arrived, whole, pieces),
         prompt_tokens=prompts,
         hit_tokens=np.minimum(prompts, share * prompts).astype(np.int64),
         output_tokens=np.maximum(1, answered.output_tokens[like]),
     )
+
+
+def _evened(arrived: NDArray[np.float64], whole: Window, pieces: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+    """Moments in a time in which one request comes a second, from 0 on."""
+    kept = len(whole.arrival_s) / max(1, whole.arrivals)  # what the publishers sampled
+    if not pieces:
+        pieces = ((whole.since_s, whole.arrivals / max(1e-9, whole.length_s)),)
+    since_s = np.array([min(pieces[0][0], whole.since_s), *(at for at, _ in pieces[1:]), max(whole.until_s, pieces[-1][0] + 1e-9)])
+    rates = np.array([rate for _, rate in pieces])
+    passed = np.concatenate([[0.0], np.cumsum(np.diff(since_s) * rates)])
+    evened: NDArray[np.float64] = np.interp(arrived, since_s, passed) * kept
+    evened -= evened[0]
+    return evened
 
 
 def _answered(ended: Ended) -> Ended:

@@ -4,25 +4,27 @@ The loop (live) and the simulator call `step`; it reads no clock, does no I/O an
 from `trend`, `forecast` and `demand`, rules from `decide` and `split`.
 """
 
-import numpy as np
-from penstock_core.slo import Slo
+import msgspec
+from penstock_core.slo import Attainment, Slo
 from penstock_core.traffic import Ended, Window
 
 from penstock_autoscaler.decide import Resized, bounds_of, hold_s, late, resize
 from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.demand import Demand
 from penstock_autoscaler.forecast import Forecast, forecast
-from penstock_autoscaler.memory import Memory, Wanted, decode, encode
-from penstock_autoscaler.observation import Observation
+from penstock_autoscaler.memory import Fared, Memory, Promise, Wanted, decode, encode
+from penstock_autoscaler.observation import Observation, Phase
 from penstock_autoscaler.ports import WhatIf
 from penstock_autoscaler.sample import Sample, sample
-from penstock_autoscaler.search import Bounds, Found
-from penstock_autoscaler.settings import ScalerSettings
+from penstock_autoscaler.search import Bounds, Found, Goal, shortest
+from penstock_autoscaler.settings import SURGE_S, ScalerSettings
 from penstock_autoscaler.split import switches
-from penstock_autoscaler.trend import trend
+from penstock_autoscaler.trend import Trend, trend
 
 _PRIOR_REQUESTS = 200.0
-_STRICTEST = 0.3
+MEASURED_S = 60.0
+"""Attainment is measured over so long."""
+_STRICTEST = 0.5
 """The goal allows at least this share of the misses that the target allows."""
 
 
@@ -51,28 +53,32 @@ class Scaler:
             return _unchanged(seen, Reason.PAUSED, f"Paused: {seen.paused}.")
         if seen.pools and all(pool.name in seen.overridden for pool in seen.pools):
             return _unchanged(seen, Reason.OVERRIDDEN, "; ".join(f"{name}: {who}" for name, who in seen.overridden.items()) + ".")
-        expected = self._forecast(seen)
+        found = trend(self.memory.counts)
+        expected = self._forecast(seen, found)
         busy = expected.now > 0.0 or seen.traffic.waiting > 0 or seen.traffic.arrivals > 0
         bounds = bounds_of(seen, busy or not self._idle(seen.now_s))
-        asked = sample(self.memory.windows, self._settings.sample_requests)
+        asked = sample(self.memory.windows, self._settings.sample_requests, found.pieces)
         if asked is None or expected.now <= 0.0:
             return self._without_sample(seen, bounds, busy)
         return self._sized(seen, asked, expected, bounds)
 
     def _sized(self, seen: Observation, asked: Sample, expected: Forecast, bounds: Bounds) -> Decision:
         settings, slo = self._settings, seen.target.slo
-        goal = self._goal(seen.target.attainment_ratio)
         here = {pool.name: pool.desired for pool in seen.pools}
+        ratio = self._goal(seen.target.attainment_ratio)
+        goal = Goal(ratio=ratio, worth_ratio=settings.worth_ratio, here=here, tolerance_ratio=settings.tolerance_ratio)
+        rate = expected.expected * (1.0 + self._reserve(seen))
         demand = Demand(self.memory, self._what_if, seen.now_s, settings.replay_budget_s, settings.replay_fresh_s)
-        needed = demand.sizes(asked, expected.expected, seen.pools, slo, bounds, goal)
+        needed = demand.sizes(asked, rate, seen.pools, slo, bounds, goal)
         kept = needed
         if any(needed.sizes[name] < here[name] for name in here):
-            kept = demand.sizes(asked, expected.expected * (1.0 + settings.margin_ratio), seen.pools, slo, bounds, goal)
+            kept = demand.sizes(asked, rate * (1.0 + settings.margin_ratio), seen.pools, slo, bounds, goal)
+        needed, kept = self._as_measured(seen, needed, kept, 1.0 - seen.target.attainment_ratio, bounds)
         self._remember(
             seen, {name: min(here[name], size) if needed.sizes[name] <= here[name] else size for name, size in kept.sizes.items()}
         )
-        resized = resize(seen.pools, needed.sizes, needed.met, self.memory.wanted, seen.now_s, settings, bounds)
-        return self._decision(seen, resized, needed, expected, goal, asked, kept, demand)
+        resized = resize(seen.pools, needed.sizes, needed.met or needed.useless, self.memory.wanted, seen.now_s, settings, bounds)
+        return self._decision(seen, resized, needed, expected, rate, ratio, asked, kept, demand)
 
     def _decision(
         self,
@@ -80,6 +86,7 @@ class Scaler:
         resized: Resized,
         needed: Found,
         expected: Forecast,
+        rate: float,
         goal: float,
         asked: Sample,
         kept: Found,
@@ -96,6 +103,7 @@ class Scaler:
         facts = {
             "rate_now": expected.now,
             "rate_expected": expected.expected,
+            "rate_planned": rate,
             "goal_ratio": goal,
             "replays": float(demand.replays),
             **{f"needed {name}": float(size) for name, size in needed.sizes.items()},
@@ -108,7 +116,7 @@ class Scaler:
             switches=switched,
             late=late(seen, self._settings),
             reason=Reason.SWITCH if switched else resized.reason,
-            message=_words(here, desired, resized, needed, expected, goal),
+            message=_words(here, desired, resized, needed, expected, rate, goal),
             facts=facts,
         )
 
@@ -122,22 +130,52 @@ class Scaler:
         message = f"{words}: {_change(here, resized.desired)}."
         return Decision(at_s=seen.now_s, desired=resized.desired, late=late(seen, self._settings), reason=resized.reason, message=message)
 
+    def _as_measured(self, seen: Observation, needed: Found, kept: Found, allowed: float, bounds: Bounds) -> tuple[Found, Found]:
+        """What is predicted, corrected by what is measured: nothing shrinks while targets are missed, or unchecked; and where they go on
+        being missed with all replicas ready, one more is needed than replays say."""
+        lately = sum((one.attainment for one in self.memory.fared), Attainment())
+        missed = 1.0 - (lately.goodput_ratio if lately.goodput_ratio is not None else 1.0)
+        here = {pool.name: pool.desired for pool in seen.pools}
+        if missed > 2.0 * allowed or (self._what_if is not None and kept.attainment_ratio is None):
+            kept = msgspec.structs.replace(kept, sizes={name: max(size, here[name]) for name, size in kept.sizes.items()})
+        settled = all(
+            one.ready_s is not None and seen.now_s - one.ready_s > MEASURED_S for one in seen.replicas if one.phase is not Phase.DRAINING
+        )
+        if missed > 4.0 * allowed and lately.requests >= 30 and settled and not any(needed.sizes[name] > here[name] for name in here):
+            short = [pool for pool in shortest(lately, seen.pools) if here[pool.name] < bounds.most[pool.name]]
+            if short:
+                sizes = {**here, short[0].name: here[short[0].name] + 1}
+                needed = Found(sizes=sizes, attainment_ratio=None, met=True)
+        return needed, kept
+
     # -- what is remembered ---------------------------------------------------------------------------------------
 
     def _add(self, traffic: Window, slo: Slo, allowed_ratio: float) -> None:
         self.memory.add(traffic, self._settings)
         fade = 0.5 ** (traffic.length_s / self._settings.budget_half_life_s)
         share = traffic.endings / max(1, len(traffic.ended.ok))
-        self.memory.counted = self.memory.counted * fade + len(traffic.ended.ok) * share
-        self.memory.missed = self.memory.missed * fade + float(_missed(traffic.ended, slo).sum()) * share
+        fared = _fared(traffic.ended, slo)
+        self.memory.counted = self.memory.counted * fade + fared.requests * share
+        self.memory.missed = self.memory.missed * fade + (fared.requests - fared.both_met) * share
+        recent = [one for one in self.memory.fared if one.until_s > traffic.until_s - MEASURED_S]
+        self.memory.fared = [*recent, Fared(traffic.until_s, fared)]
 
     def _remember(self, seen: Observation, sizes: dict[str, int]) -> None:
         longest_s = max((hold_s(pool, self._settings) for pool in seen.pools), default=0.0) + 2.0 * self._settings.period_s
         self.memory.wanted = [*(one for one in self.memory.wanted if one.at_s > seen.now_s - longest_s), Wanted(seen.now_s, sizes)]
 
-    def _forecast(self, seen: Observation) -> Forecast:
+    def _forecast(self, seen: Observation, trending: Trend) -> Forecast:
         ahead_s = max((pool.start_s for pool in seen.pools), default=0.0) + self._settings.period_s
-        return forecast(trend(self.memory.counts), self.memory.season, seen.now_s, ahead_s)
+        found = forecast(trending, self.memory.season, seen.now_s, ahead_s)
+        self.memory.compare(seen.now_s, found.now, self._settings.budget_half_life_s)
+        self.memory.promises.append(Promise(seen.now_s + ahead_s, found.expected))
+        return found
+
+    def _reserve(self, seen: Observation) -> float:
+        """Share of the forecast to be ready for beside it: the longer a start takes, the more may happen meanwhile."""
+        settings = self._settings
+        start_s = max((pool.start_s for pool in seen.pools), default=0.0)
+        return min(1.0, settings.surge_ratio * min(1.0, start_s / SURGE_S) + settings.surprise_factor * self.memory.surprise)
 
     def _idle(self, now_s: float) -> bool:
         """Whether nobody has come for so long that a pool may be emptied."""
@@ -154,9 +192,10 @@ class Scaler:
         return 1.0 - allowed * min(1.0, max(_STRICTEST, allowed / max(1e-9, missed)))
 
 
-def _missed(ended: Ended, slo: Slo) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _fared(ended: Ended, slo: Slo) -> Attainment:
     """A first token whose time is not known counts as in time."""
-    return ~ended.ok | (ended.ttft_s > slo.ttft_s) | (ended.tpot_s > slo.itl_s)
+    ttft_met, itl_met = ended.ok & ~(ended.ttft_s > slo.ttft_s), ended.ok & ~(ended.tpot_s > slo.itl_s)
+    return Attainment(len(ended.ok), int(ttft_met.sum()), int(itl_met.sum()), int((ttft_met & itl_met).sum()))
 
 
 def _unchanged(seen: Observation, reason: Reason, message: str, *, valid: bool = True) -> Decision:
@@ -168,9 +207,13 @@ def _change(here: dict[str, int], desired: dict[str, int]) -> str:
     return ", ".join(f"{name} {here[name]}" + (f" → {size}" if size != here[name] else "") for name, size in desired.items())
 
 
-def _words(here: dict[str, int], desired: dict[str, int], resized: Resized, needed: Found, expected: Forecast, goal: float) -> str:
-    rate = f"{expected.now:.2f} requests/s" + (f", {expected.expected:.2f} expected" if expected.expected > 1.01 * expected.now else "")
+def _words(
+    here: dict[str, int], desired: dict[str, int], resized: Resized, needed: Found, expected: Forecast, planned: float, goal: float
+) -> str:
+    rate = f"{expected.now:.2f} requests/s" + (f", planned for {planned:.2f}" if planned > 1.01 * expected.now else "")
     sizes = " + ".join(f"{size} {name}" for name, size in needed.sizes.items())
     share = "" if needed.attainment_ratio is None else f" would meet {needed.attainment_ratio:.1%} of {goal:.1%}"
-    waiting = "" if not resized.smaller else "; fewer not needed for long enough yet"
+    if needed.useless:
+        share += ", and more would hardly help"
+    waiting = "" if not resized.smaller else "; fewer would do, but not for long enough yet"
     return f"{_change(here, desired)}: {rate}; {sizes}{share}{waiting}."

@@ -36,6 +36,28 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
         return fits and (self.budget is None or self.cost(sizes) <= self.budget)
 
 
+class Goal(msgspec.Struct, frozen=True, kw_only=True):
+    """When a walk is over."""
+
+    ratio: float
+    """Attainment to reach."""
+    worth_ratio: float = 0.0
+    """Near it, a step up must gain at least so much attainment for each part of the traffic that one replica serves."""
+    here: dict[str, int] = {}
+    """Sizes in force, by pool."""
+    tolerance_ratio: float = 0.0
+    """They are left when they miss by more than this share of the allowed misses."""
+
+    def met(self, sizes: Sizes, seen: Attainment) -> bool:
+        slack = 1.0 + (self.tolerance_ratio if sizes == self.here else 0.0)
+        return 1.0 - _ratio(seen) <= slack * (1.0 - self.ratio)
+
+    def worth(self, before: Attainment, after: Attainment, replicas: int) -> bool:
+        """Far from the goal every step is."""
+        near = 1.0 - _ratio(before) <= 3.0 * (1.0 - self.ratio)
+        return not near or (_ratio(after) - _ratio(before)) * replicas >= self.worth_ratio
+
+
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """Where the walk ended."""
 
@@ -44,32 +66,37 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """Predicted; None: not tried, for want of budget."""
     met: bool
     """False: no size that is allowed reaches the goal, or it is not known to."""
+    useless: bool = False
+    """Not met, and more replicas would hardly help: what is missed would be missed on an idle replica."""
 
 
 Trial = Callable[[dict[str, int]], Attainment | None]
 
 
-def fewest(guess: Sizes, pools: Sequence[Pool], bounds: Bounds, goal_ratio: float, trial: Trial) -> Found:
+def fewest(guess: Sizes, pools: Sequence[Pool], bounds: Bounds, goal: Goal, trial: Trial) -> Found:
     """Walk from the guess: up until the goal is met, then down while it stays met."""
     sizes = bounds.within(guess)
     seen = trial(sizes)
     if seen is None:
         return Found(sizes=sizes, attainment_ratio=None, met=False)
-    if _ratio(seen) < goal_ratio:
-        return _up(sizes, seen, pools, bounds, goal_ratio, trial)
-    return _down(sizes, seen, pools, bounds, goal_ratio, trial)
+    if not goal.met(sizes, seen):
+        return _up(sizes, seen, pools, bounds, goal, trial)
+    return _down(sizes, seen, pools, bounds, goal, trial)
 
 
-def _up(sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: Bounds, goal_ratio: float, trial: Trial) -> Found:
-    while _ratio(seen) < goal_ratio:
-        for pool in _short(seen, pools):
+def _up(sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: Bounds, goal: Goal, trial: Trial) -> Found:
+    while not goal.met(sizes, seen):
+        order = shortest(seen, pools)
+        for pool in order:
             larger = {**sizes, pool.name: sizes[pool.name] + 1}
             if not bounds.allow(larger):
                 continue
             tried = trial(larger)
             if tried is None:
                 return Found(sizes=larger, attainment_ratio=None, met=False)
-            if _ratio(tried) > _ratio(seen) or pool is _short(seen, pools)[-1]:
+            if _ratio(tried) > _ratio(seen) or pool is order[-1]:
+                if not goal.met(larger, tried) and not goal.worth(seen, tried, sum(sizes.values())):
+                    return Found(sizes=sizes, attainment_ratio=_ratio(seen), met=False, useless=True)
                 sizes, seen = larger, tried
                 break
         else:
@@ -77,19 +104,19 @@ def _up(sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: 
     return Found(sizes=sizes, attainment_ratio=_ratio(seen), met=True)
 
 
-def _down(sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: Bounds, goal_ratio: float, trial: Trial) -> Found:
+def _down(sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: Bounds, goal: Goal, trial: Trial) -> Found:
     """One pool after the other, the dearest replicas first."""
     for pool in sorted(pools, key=lambda one: -one.accelerators):
         while True:
             smaller = {**sizes, pool.name: sizes[pool.name] - 1}
             tried = trial(smaller) if bounds.allow(smaller) else None
-            if tried is None or _ratio(tried) < goal_ratio:
+            if tried is None or not goal.met(smaller, tried):
                 break
             sizes, seen = smaller, tried
     return Found(sizes=sizes, attainment_ratio=_ratio(seen), met=True)
 
 
-def _short(seen: Attainment, pools: Sequence[Pool]) -> list[Pool]:
+def shortest(seen: Attainment, pools: Sequence[Pool]) -> list[Pool]:
     """Pools in the order in which one more replica is likely to help: late first tokens want prefill, slow ones decode."""
     late, slow = seen.requests - seen.ttft_met, seen.requests - seen.itl_met
     first = Role.PREFILL if late >= slow else Role.DECODE

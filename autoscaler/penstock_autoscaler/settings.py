@@ -5,15 +5,17 @@ What a model's owner asks for (targets, bounds, budget) is not here but in the O
 
 import msgspec
 
+SURGE_S = 120.0
+
 
 class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of one autoscaler, for all its models."""
 
     period_s: float = 15.0
     """Seconds between decisions; > 0."""
-    sample_s: float = 300.0
+    sample_s: float = 600.0
     """Traffic that replays are made of: the latest so many seconds at most."""
-    sample_requests: int = 1_000
+    sample_requests: int = 900
     """The latest so many requests at most."""
     trend_s: float = 900.0
     """How far back rates are looked at for a trend."""
@@ -21,6 +23,15 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A pool shrinks only after its smaller size would have done for so long."""
     flap_cost: float = 1.0
     """And for at least so many times its start-up time: what giving up a replica and starting it again wastes."""
+    surge_ratio: float = 0.15
+    """Room for more traffic than is forecast, where a start takes SURGE_S or longer; for shorter ones it is less in proportion."""
+    surprise_factor: float = 1.5
+    """Room for what forecasts lately fell short of, as a multiple of it."""
+    worth_ratio: float = 0.05
+    """Near the goal a further replica must turn at least this share of what an average one serves from missing its targets to meeting
+    them: prompts that would be late on an idle replica are no reason to grow."""
+    tolerance_ratio: float = 0.25
+    """A size in force is left as it is while it is predicted to miss by no more than this share of the misses that the goal allows."""
     margin_ratio: float = 0.05
     """How much more traffic than there is a size must stand that is about to be chosen instead of a larger one."""
     idle_s: float = 600.0
@@ -31,11 +42,13 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How long misses of the past weigh on the goal."""
     replay_budget_s: float = 1.0
     """CPU seconds that the replays of one decision may take."""
-    replay_fresh_s: float = 60.0
+    replay_fresh_s: float = 75.0
     """How long what a replay said is used again."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            least = 0.0 if name in ("margin_ratio", "flap_cost", "replay_budget_s", "replay_fresh_s") else 1e-6
+            least = (
+                0.0 if name.endswith("_ratio") or name in ("flap_cost", "surprise_factor", "replay_budget_s", "replay_fresh_s") else 1e-6
+            )
             if not least <= getattr(self, name) < 1e7:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {'0 or more' if not least else 'more than 0'}")

@@ -6,6 +6,7 @@ taken at its new level within an interval or two, a ramp is seen as one, and noi
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -37,6 +38,8 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
     """Standard error of `rate`."""
     dispersion: float
     """Variance of counts ÷ their mean: 1 for Poisson arrivals."""
+    pieces: tuple[tuple[float, float], ...] = ()
+    """(since_s, mean requests a second) of all pieces, oldest first."""
 
 
 def trend(counts: Sequence[Count]) -> Trend:
@@ -48,8 +51,10 @@ def trend(counts: Sequence[Count]) -> Trend:
     middle_s = np.array([one.until_s for one in counts]) - length_s / 2.0
     noise = _dispersion(arrivals, length_s)
     sums = _Sums(arrivals, length_s, middle_s - middle_s[-1], noise)
-    since = sums.last_piece()
-    return sums.trend(since, counts[-1].until_s - float(middle_s[-1]))
+    starts = sums.starts()
+    pieces = tuple((counts[i].until_s - counts[i].length_s, sums.mean(i, j)) for i, j in pairwise([*starts, len(counts)]))
+    found = sums.trend(starts[-1], counts[-1].until_s - float(middle_s[-1]))
+    return msgspec.structs.replace(found, pieces=pieces)
 
 
 def _dispersion(arrivals: NDArray[np.float64], length_s: NDArray[np.float64]) -> float:
@@ -88,8 +93,12 @@ class _Sums:
             gain = np.where((sxx > 1e-6) & (mean > 0), sxy**2 / np.maximum(sxx, 1e-9) / np.maximum(mean, 1e-9) / self._noise, 0.0)
         return level, np.where(j - i >= 4, gain, 0.0)
 
-    def last_piece(self) -> int:
-        """Index of its first interval."""
+    def mean(self, i: int, j: int) -> float:
+        """Requests a second of the piece."""
+        return float((self._n[j] - self._n[i]) / (self._t[j] - self._t[i]))
+
+    def starts(self) -> list[int]:
+        """Indices of the first interval of each piece."""
         best = np.zeros(self._count + 1)
         since = np.zeros(self._count + 1, np.int64)
         for j in range(1, self._count + 1):
@@ -98,7 +107,12 @@ class _Sums:
             cost = best[:j] + level - np.maximum(0.0, gain - SLOPE_PRICE) + PIECE_PRICE
             since[j] = int(np.argmin(cost))
             best[j] = cost[since[j]]
-        return int(since[self._count])
+        found: list[int] = []
+        j = self._count
+        while j > 0:
+            j = int(since[j])
+            found.append(j)
+        return found[::-1]
 
     def trend(self, since: int, ahead_s: float) -> Trend:
         """Of the piece from `since` on, at `ahead_s` after the middle of the last interval."""

@@ -21,8 +21,11 @@ from penstock_simulator.report import request_tpot_s, request_ttft_s
 from penstock_simulator.setup import Replay, Setup, WorkerSpec
 from penstock_simulator.workload import BLOCK_TOKENS, Workload
 
-WARM_RATIO = 0.25
-"""Of the requests, those at the start that find a fleet emptier than it is, and are not counted."""
+WARM_RATIO, WARM_ANSWERS = 0.25, 2.0
+"""Of the time, what at the start finds a fleet emptier than it is, and is not counted: a share of it, or so many answers' length."""
+LEAST_ANSWERS = 4.0
+"""A sample that is shorter than so many answers is replayed twice or more often."""
+MOST_REQUESTS = 1_500
 
 
 class _OutOfBudgetError(Exception):
@@ -45,6 +48,8 @@ class Replayed:
         roles = {spec.role for spec in workers}
         if not asked.requests or not (Role.BOTH in roles or {Role.PREFILL, Role.DECODE} <= roles):
             return Answer(None, 0.0)
+        answer_s = _answer_s(asked, pools, slo)
+        asked = _repeated(asked, LEAST_ANSWERS * answer_s)
         hits = tuple((asked.hit_tokens // BLOCK_TOKENS * BLOCK_TOKENS).tolist())
         setup = Setup(workers=workers, policy=self._policy, slo=slo, longest_first=self._longest_first, given_hit_tokens=hits)
         began_s = thread_time()
@@ -55,7 +60,7 @@ class Replayed:
                 raise _OutOfBudgetError
 
         try:
-            found = _attainment(replay(_workload(asked), setup, watch), slo)
+            found = _attainment(replay(_workload(asked), setup, watch), slo, WARM_ANSWERS * answer_s)
         except _OutOfBudgetError:
             found = None
         return Answer(found, thread_time() - began_s)
@@ -93,9 +98,35 @@ def _workload(asked: Sample) -> Workload:
     )
 
 
-def _attainment(done: Replay, slo: Slo) -> Attainment:
-    """Of the requests after the first part."""
-    since = int(WARM_RATIO * len(done.arrival_s))
+def _answer_s(asked: Sample, pools: Sequence[Pool], slo: Slo) -> float:
+    """About how long an answer takes on a busy replica."""
+    held = float((asked.prompt_tokens + asked.output_tokens).mean())
+    steps = []
+    for pool in pools:
+        if pool.role.decodes:
+            streams = max(1, min(pool.profile.max_streams, int(0.7 * pool.profile.kv_tokens / held)))
+            steps.append(min(slo.itl_s, pool.profile.decode_s(streams, streams * held)))
+    return float(asked.output_tokens.mean()) * max(steps, default=0.0)
+
+
+def _repeated(asked: Sample, least_s: float) -> Sample:
+    """The sample one time after the other until it is so long, or MOST_REQUESTS."""
+    length_s = asked.length_s + asked.length_s / asked.requests
+    times = int(max(1, min(-(-least_s // max(1e-9, length_s)), MOST_REQUESTS // asked.requests)))
+    if times == 1:
+        return asked
+    return Sample(
+        arrival_s=np.concatenate([asked.arrival_s + time * length_s for time in range(times)]),
+        prompt_tokens=np.tile(asked.prompt_tokens, times),
+        hit_tokens=np.tile(asked.hit_tokens, times),
+        output_tokens=np.tile(asked.output_tokens, times),
+    )
+
+
+def _attainment(done: Replay, slo: Slo, warm_s: float) -> Attainment:
+    """Of the requests after the first part; that is never more than half of the time."""
+    last_s = float(done.arrival_s[-1])
+    since = int(np.searchsorted(done.arrival_s, min(max(warm_s, WARM_RATIO * last_s), 0.5 * last_s)))
     ttft, tpot = request_ttft_s(done)[since:], request_tpot_s(done)[since:]
     ok = np.array([one == "ok" for one in done.outcomes[since:]], bool)
     ttft_met, itl_met = ok & (ttft <= slo.ttft_s), ok & (np.isnan(tpot) | (tpot <= slo.itl_s))
