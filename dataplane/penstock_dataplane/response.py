@@ -98,11 +98,11 @@ class Response:
             raise BodyTooLarge(self.origin, f"response body is over the limit of {limit_bytes} bytes", before_head=False)
         if not self.complete:
             raise self._given_up()
-        return self._take()
+        return self.take()
 
     def stream_to(self, sink: BodySink) -> None:
         """Push the body into `sink`: what is buffered now, the rest as it arrives."""
-        data = self._take()
+        data = self.take()
         if data:
             sink.on_data(data)
         if self.complete:
@@ -116,7 +116,7 @@ class Response:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The body as it arrives, one item a read. Leaving the loop early does not close the response: call `close`."""
         while True:
-            data = self._take()
+            data = self.take()
             if data:
                 yield data
             elif self.complete:
@@ -194,7 +194,8 @@ class Response:
                 elif not self._paused:
                     self._connection.resume_reading()
 
-    def _take(self) -> bytes:
+    def take(self) -> bytes:
+        """What has come of the body and was not taken yet: all of it, if the response is complete."""
         chunks = self._chunks
         if not chunks:
             return b""

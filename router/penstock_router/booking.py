@@ -30,32 +30,51 @@ class _Waiting:
 
 
 class Booking:
-    """Made by the scheduler. Every call after `done` does nothing; calls that come twice or out of order do no harm.
+    """Made by the scheduler. Every call after `done` does nothing; calls that come twice or out of order do no harm."""
 
-    What begins alike for all is set on the class: there is one of these a request.
-    """
-
-    placement = Placement(None, None, 0, 0, None, None, "unplaced")
-    cell = -1
-    elsewhere = False
-    """Another router placed it: what is known of it comes late, and nothing is learned from its times."""
-    _new = 0.0  # prompt tokens booked and not through yet, at the prefill row, else at the decode row
-    _expected_s = 0.0  # predicted seconds from placing to the end of the prefill; 0: nothing predicted
-    _prefill_row = _decode_row = -1
-    _prefill_kv = _decode_kv = 0.0
-    _context_at = 0
-    _group = -1.0  # KV group of the prefill that was done, or is being done, for this request
-    _streaming = False  # counted in b and C of the decode row
-    _waiting: _Waiting | None = None  # the prompt, until it is through
-    _over = False
+    __slots__ = (
+        "_ask",
+        "_beliefs",
+        "_context_at",
+        "_decode_kv",
+        "_decode_row",
+        "_expected_s",
+        "_group",
+        "_new",
+        "_over",
+        "_passes",
+        "_placed_s",
+        "_prefill_kv",
+        "_prefill_row",
+        "_prompt",
+        "_scheduler",
+        "_streaming",
+        "_waiting",
+        "cell",
+        "elsewhere",
+        "placement",
+    )
 
     def __init__(self, scheduler: "Scheduler", ask: "Ask", now: float) -> None:
+        self.placement = _UNPLACED
+        self.cell = -1
+        self.elsewhere = False
+        """Another router placed it: what is known of it comes late, and nothing is learned from its times."""
         self._scheduler = scheduler
         self._beliefs = scheduler.beliefs
         self._passes = scheduler.passes
         self._ask = ask
         self._placed_s = now
         self._prompt = max(1, ask.prompt_tokens)
+        self._new = 0.0  # prompt tokens booked and not through yet, at the prefill row, else at the decode row
+        self._expected_s = 0.0  # predicted seconds from placing to the end of the prefill; 0: nothing predicted
+        self._prefill_row = self._decode_row = -1
+        self._prefill_kv = self._decode_kv = 0.0
+        self._context_at = 0
+        self._group = -1.0  # KV group of the prefill that was done, or is being done, for this request
+        self._streaming = False  # counted in b and C of the decode row
+        self._waiting: _Waiting | None = None  # the prompt, until it is through
+        self._over = False
 
     # -- by the scheduler -----------------------------------------------------------------------------------------
 
@@ -278,5 +297,6 @@ class Booking:
         self._scheduler.learn_itl(missed)
 
 
+_UNPLACED = Placement(None, None, 0, 0, None, None, "unplaced")
 _LATELY = 0.05
 """Weight of the newest stream in an endpoint's ratio of ITL misses."""

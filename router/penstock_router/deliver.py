@@ -79,26 +79,29 @@ class Deliverer:
 
     async def deliver(self, call: Call, endpoint: Endpoint, response: Response) -> None:
         """Answer the client from `response`. Sets the outcome; raises LegFailed or Ended while the client has no byte."""
-        response.set_waits(call.deadline_s, self._stall_timeout_s)
+        now = asyncio.get_running_loop().time()
         facts = decode_facts(response.header(FACTS_HEADER))
         if facts is not None and call.prefill_usage is None:
-            learn(call, endpoint, facts, asyncio.get_running_loop().time())
-        if call.chat.stream and (response.header(b"content-type") or b"").startswith(b"text/event-stream"):
+            learn(call, endpoint, facts, now)
+        stream = call.chat.stream and (response.header(b"content-type") or b"").startswith(b"text/event-stream")
+        if response.complete and not stream:
+            if call.booking is not None:
+                call.booking.answered(now)
+            self._whole(call, endpoint, response, response.take())
+            return
+        response.set_waits(call.deadline_s, self._stall_timeout_s)
+        if stream:
             await self._stream(call, endpoint, response)
-        else:
-            await self._whole(call, endpoint, response)
-
-    async def _whole(self, call: Call, endpoint: Endpoint, response: Response) -> None:
-        now, booking = asyncio.get_running_loop().time(), call.booking
-        if response.complete:
-            if booking is not None:
-                booking.answered(now)
-        elif booking is not None:
-            booking.first_token(now)
+            return
+        if call.booking is not None:
+            call.booking.first_token(now)
         try:
             body = await response.read()
         except UpstreamError as error:
             raise self._legs.failure(call, endpoint, error) from None
+        self._whole(call, endpoint, response, body)
+
+    def _whole(self, call: Call, endpoint: Endpoint, response: Response, body: bytes) -> None:
         if call.chat.path in _GENERATION:
             call.usage, _ = read_usage(body)
             if call.usage is None and not is_object(body):

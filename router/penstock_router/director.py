@@ -149,31 +149,32 @@ class Director:
         found = self._directory.resolve(call.chat.model)
         if found is None:
             raise self._no_such_model(call.chat.model)
-        call.served, adapter = found
-        call.slo = slo_of(head, call.served.slo)
+        served, adapter = found
+        call.served = served
+        call.slo = slo_of(head, served.slo)
         call.explain, call.session = head.explain, head.session
-        now = asyncio.get_running_loop().time()
-        call.prompt_tokens = max(1, int(len(call.chat.canonical) * call.served.ratio.value))
-        if call.served.tally is not None:
-            call.served.tally.arrivals.append((call.received_s, call.prompt_tokens))
+        call.prompt_tokens = max(1, int(len(call.chat.canonical) * served.ratio.value))
+        if served.tally is not None:
+            served.tally.arrivals.append((call.received_s, call.prompt_tokens))
             call.tallied = True
         if tenant.tokens_per_minute:
-            call.charged_tokens = call.prompt_tokens + call.served.lengths.expected_tokens(None, call.chat.max_tokens)
-        call.turned = self._admission.admit(tenant, call.charged_tokens, now)
-        if call.turned is not None:
-            raise Ended(call.turned.outcome, call.turned.message, retry_after_s=call.turned.retry_after_s)
+            call.charged_tokens = call.prompt_tokens + served.lengths.expected_tokens(None, call.chat.max_tokens)
+        turned = self._admission.admit(tenant, call.charged_tokens, asyncio.get_running_loop().time())
+        if turned is not None:
+            call.turned = turned
+            raise Ended(turned.outcome, turned.message, retry_after_s=turned.retry_after_s)
         call.admitted = True
-        if not call.served.serving and call.served.wakeable:
+        if not served.serving and served.wakeable:
             await self._holding.until_served(call)
         ask = self._ask(call, adapter)
         waiting = call.waiting = Waiting(ask, Claim(tenant.tenant, tenant.weight, call.priority), call.received_s + call.held_s)
-        waiting.held = call.held_s > 0.0
+        if call.held_s:
+            waiting.held = True
         await self._dispatch.run(call, waiting)
 
     def _ask(self, call: Call, adapter: str) -> Ask:
         """What the scheduler is told: the prompt's estimated tokens, and who holds its beginning."""
-        chat, served = call.chat, call.served
-        ratio = served.ratio.value
+        chat, served, capability = call.chat, call.served, call.chat.capability
         hits = hits_by_id = None
         call.salt = tenant_salt(call.tenant, self._secrets.chunk_secret)
         if len(chat.canonical) >= served.chunk_bytes:
@@ -190,14 +191,14 @@ class Director:
         return Ask(
             request_id=call.request_id.decode("ascii"),
             prompt_tokens=call.prompt_tokens,
-            tokens_per_chunk=served.chunk_bytes * ratio,
+            tokens_per_chunk=served.chunk_bytes * served.ratio.value,
             hits=hits,
             hits_by_id=hits_by_id,
             max_tokens=chat.max_tokens,
-            length_class=class_of(chat.capability, adapter, "tools" in chat.rendering, chat.max_tokens, call.prompt_tokens),
+            length_class=class_of(capability, adapter, "tools" in chat.rendering, chat.max_tokens, call.prompt_tokens),
             slo=call.slo,
             undivided=chat.undivided,
-            capability=chat.capability,
+            capability=capability,
             adapter=adapter,
             session=call.session,
             explain=call.explain or self._count % self._config.explain_every == 0,
@@ -274,7 +275,7 @@ class Director:
         waiting, spent = call.waiting, 0.0
         if waiting is not None:
             output = call.usage.completion_tokens if call.usage is not None else None
-            call.served.turn.over(waiting, call.prompt_tokens, output)
+            call.served.turn.over(waiting, call.prompt_tokens, output, now)
             call.turned = waiting.turned
             if waiting.booking is not None:
                 spent = call.prompt_tokens + output if output is not None else call.charged_tokens

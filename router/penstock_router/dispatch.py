@@ -70,10 +70,9 @@ class Dispatch:
         raise self._gave_up(call, last)
 
     async def _place(self, call: Call, waiting: Waiting) -> Booking | None:
-        now = asyncio.get_running_loop().time()
         if call.exchange.gone:
             raise Ended(Outcome.CLIENT_GONE, "the client left")
-        if now >= call.deadline_s:
+        if (call.tried or call.held_s) and asyncio.get_running_loop().time() >= call.deadline_s:
             raise out_of_time(call)
         if call.tried:
             ask = waiting.ask

@@ -132,8 +132,7 @@ class LengthClasses:
         gains = {bucket: _log_share(own, bucket) - _log_share(model, bucket) for bucket in set(buckets)}
         for bucket in buckets:
             one.gain += _NEWEST_WEIGHT * (gains[bucket] - one.gain)
-        for tokens in one.unscored:
-            one.lengths.observe(tokens)
+        one.lengths.observe_all(one.unscored)
         one.unscored.clear()
         if one.lengths.learns_within(_SCORE_EVERY):  # a prior set earlier would be replaced before it is used
             one.lengths.start_from(self.model.shares())

@@ -81,6 +81,16 @@ class OutputLengths:
         if len(self._unlearned) >= self._learn_at:
             self.learn()
 
+    def observe_all(self, lengths: list[int]) -> None:
+        """Several such answers, of 1..LONGEST_TOKENS tokens each, one after the other."""
+        unlearned = self._unlearned
+        while len(unlearned) + len(lengths) >= self._learn_at:
+            room = self._learn_at - len(unlearned)
+            unlearned += lengths[:room]
+            lengths = lengths[room:]
+            self.learn()
+        unlearned += lengths
+
     def learn(self) -> None:
         """Take in what was observed since the last time."""
         new = np.array(self._unlearned, np.int64)

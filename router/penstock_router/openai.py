@@ -106,6 +106,8 @@ _decode_prompt = msgspec.json.Decoder(str | list[int | str | list[int]]).decode
 _RENDERING = tuple(sorted(RENDERING_FIELDS))
 _rare_fields = attrgetter(*_RENDERING, *_ROUTER_FIELDS)
 _NO_RARE_FIELD = (UNSET,) * (len(_RENDERING) + len(_ROUTER_FIELDS))
+_several_of = attrgetter("n", "best_of", "echo", "prompt_logprobs")
+_ONE_ANSWER = (None,) * 4
 _NO_RENDERING: dict[str, Raw] = {}
 
 
@@ -163,8 +165,11 @@ def _parse_generation(path: str, body: bytes, read: Any) -> ChatRequest:
     if limit is not None and not least <= limit <= MOST_OUTPUT_TOKENS:
         name = "max_completion_tokens" if read.max_completion_tokens is not None else "max_tokens"
         raise BadInput(f"{name} is {limit}; allowed: {least} to {MOST_OUTPUT_TOKENS}", param=name)
-    if read.n is not None and not 1 <= read.n <= 128:
-        raise BadInput(f"n is {read.n}; allowed: 1 to 128", param="n")
+    undivided = False
+    if _several_of(read) != _ONE_ANSWER:
+        if read.n is not None and not 1 <= read.n <= 128:
+            raise BadInput(f"n is {read.n}; allowed: 1 to 128", param="n")
+        undivided = (read.n or 1) > 1 or (read.best_of or 1) > 1 or bool(read.echo) or read.prompt_logprobs is not None
     if path == CHAT:
         canonical, several = _canonical_messages(read.messages, body), False
     else:
@@ -177,7 +182,7 @@ def _parse_generation(path: str, body: bytes, read: Any) -> ChatRequest:
         stream=bool(read.stream),
         wants_usage=isinstance(options, _StreamOptions) and bool(options.include_usage),
         has_stream_options=options is not UNSET,
-        undivided=several or (read.n or 1) > 1 or (read.best_of or 1) > 1 or bool(read.echo) or read.prompt_logprobs is not None,
+        undivided=undivided or several,
         max_tokens=limit,
         canonical=canonical,
         rendering=rendering,

@@ -83,7 +83,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     shortlist: int = 16
     """Most endpoints per role that are paired with one another, 4..64."""
-    longest_first: bool = True
+    turn_order: bool = True
     """Place the asks of one turn in the order of `turn_order`; False: as they came."""
     fitted: bool = True
     """Correct declared profiles by measured passes."""
@@ -174,7 +174,7 @@ class Scheduler:
 
     def order(self, asks: Sequence[Ask]) -> Sequence[int]:
         """In which order the asks of one turn should be placed and sent: their indices. See `turn_order`."""
-        if len(asks) == 1 or not self._options.longest_first:
+        if len(asks) == 1 or not self._options.turn_order:
             return range(len(asks))
         cohorts = [self._cohort(ask) for ask in asks]
         if any(len(cohort.wholes) for cohort in cohorts):

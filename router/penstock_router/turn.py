@@ -64,15 +64,14 @@ class Turn:
         finally:
             self._fates.pop(waiting, None)
 
-    def over(self, waiting: Waiting, prompt_tokens: int, output_tokens: int | None) -> None:
+    def over(self, waiting: Waiting, prompt_tokens: int, output_tokens: int | None, now: float) -> None:
         """The request has ended, wherever it stood; its tokens as counted, None where the answer has not come to its end."""
-        loop = asyncio.get_running_loop()
         if not waiting.settled and waiting in self._coming:
             self._coming.remove(waiting)
             return
-        self._line.over(waiting, prompt_tokens, output_tokens, loop.time())
+        self._line.over(waiting, prompt_tokens, output_tokens, now)
         if self._line.waiting:
-            self._look_again(loop)
+            self._look_again(asyncio.get_running_loop())
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         coming, self._coming = self._coming, []

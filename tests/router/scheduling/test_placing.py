@@ -86,7 +86,7 @@ def test_a_dedicated_prefill_pool_takes_the_shortest_first_but_for_those_that_ca
 
 def test_a_turn_is_left_as_it_came_where_that_is_asked_for(build):
     """The calibration replays a system that places in order of arrival."""
-    scheduler = Scheduler("target-misses", rng=Random(1), options=Options(longest_first=False))
+    scheduler = Scheduler("target-misses", rng=Random(1), options=Options(turn_order=False))
     scheduler.set_endpoints([build.endpoint("a")], 0.0)
     assert list(scheduler.order([build.ask(100), build.ask(900)])) == [0, 1]
 
