@@ -17,7 +17,7 @@ from penstock_core.endpoint import Role
 from penstock_core.errors import PenstockError
 from penstock_core.profile import EngineProfile
 from penstock_core.slo import Slo
-from penstock_simulator.dry_run import Asked, DryRun, dry_run
+from penstock_simulator.dry_run import Asked, changes, dry_run
 from penstock_simulator.sizing import CheckedMix, best_splits, busiest_rate, cheapest_checked
 from penstock_simulator.workload import Workload
 from rich.box import SIMPLE_HEAD
@@ -83,12 +83,8 @@ def over_time(workload: Workload, what: Asked, plot: Path | None) -> Answer:
     if plot is not None:
         draw_plan(done, what.target.attainment_ratio, plot)
         sys.stderr.write(f"wrote {plot}\n")
-    changed = _changes(done, what)
-    table = Table(title=f"{done.summary.workload}: what the autoscaler would do", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("at", "size", "reason", "why"):
-        table.add_column(heading, justify="right" if heading == "at" else "left", overflow="fold")
-    for decision in changed:
-        table.add_row(f"{decision.at_s:.0f} s", _size(decision.desired), decision.reason.value, decision.message)
+    changed = changes(done.ticks)
+    table = timeline(f"{done.summary.workload}: what the autoscaler would do", changed)
     met = done.summary.goodput_ratio
     goal = what.target.attainment_ratio
     said = (
@@ -105,15 +101,14 @@ def over_time(workload: Workload, what: Asked, plot: Path | None) -> Answer:
     return Answer(msgspec.to_builtins(found), [table, said])
 
 
-def _changes(done: DryRun, what: Asked) -> list[Decision]:
-    """The first decision, and each one that asks for other sizes than the one before."""
-    found: list[Decision] = []
-    last: dict[str, int] | None = None
-    for tick in done.ticks:
-        if tick.decision.desired != last:
-            found.append(tick.decision)
-        last = tick.decision.desired
-    return found
+def timeline(title: str, decisions: Sequence[Decision]) -> Table:
+    """When which size was asked for, and why."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("at", "size", "reason", "why"):
+        table.add_column(heading, justify="right" if heading == "at" else "left", overflow="fold")
+    for decision in decisions:
+        table.add_row(f"{decision.at_s:.0f} s", _size(decision.desired), decision.reason.value, decision.message)
+    return table
 
 
 def mixed(workload: Workload, offers: Sequence[Offer], slo: Slo, goal: float, window_s: float) -> Answer:

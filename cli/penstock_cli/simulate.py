@@ -13,10 +13,13 @@ import typer
 from penstock_router.policy_names import ALLOWED, parse_policy
 
 if TYPE_CHECKING:
+    from penstock_autoscaler.decision import Decision
+    from penstock_simulator.autoscaled import Autoscaled
     from penstock_simulator.setup import Replay, Setup, WorkerSpec
     from penstock_simulator.workload import Workload
 
 _FILE_WIDTH = 180
+_AUTOSCALE = "With the autoscaler"
 
 
 class Arrivals(StrEnum):
@@ -77,6 +80,15 @@ def simulate(
         typer.Option(help="What routers know of one another's: nothing, news, also mirrored guesses, or a shared ledger."),
     ] = KnownBookings.HEARD,
     exchange_ms: Annotated[float, typer.Option(help="Age of news from another router.")] = 50.0,
+    autoscale: Annotated[
+        bool, typer.Option("--autoscale", help="The autoscaler sizes the fleet, beginning with it as given.", rich_help_panel=_AUTOSCALE)
+    ] = False,
+    start_s: Annotated[
+        float, typer.Option(help="How long a replica takes to start; below 0: the profile's.", rich_help_panel=_AUTOSCALE)
+    ] = -1.0,
+    least: Annotated[int, typer.Option("--min", min=1, help="Fewest replicas of a role.", rich_help_panel=_AUTOSCALE)] = 1,
+    most: Annotated[int, typer.Option("--max", min=1, max=512, help="Most replicas of a role.", rich_help_panel=_AUTOSCALE)] = 16,
+    goal: Annotated[float, typer.Option(help="Share of requests that should meet both targets.", rich_help_panel=_AUTOSCALE)] = 0.95,
     plots: Annotated[Path | None, typer.Option(help="Folder for pictures (needs the extra `plots`).")] = None,
     plot_format: Annotated[PlotForm, typer.Option(help="Format of the pictures.")] = PlotForm.PNG,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -111,7 +123,13 @@ def simulate(
         bookings=Bookings(bookings.value),
         exchange_s=exchange_ms / 1e3,
     )
-    replays = _replay_all([(load, msgspec.structs.replace(common, policy=name)) for name in names for load in loads])
+    wanted = [(load, msgspec.structs.replace(common, policy=name)) for name in names for load in loads]
+    loops: list[Autoscaled] = []
+    if autoscale:
+        from penstock_cli.simulate_autoscaled import with_autoscaler
+
+        wanted, loops = with_autoscaler(wanted, goal, (least, most), start_s)
+    replays = _replay_all(wanted)
     summaries = [summarise(one) for one in replays]
     if plots is not None:
         from penstock_simulator.plots import draw
@@ -119,13 +137,24 @@ def simulate(
         for path in draw(replays, plots, plot_format.value):
             sys.stderr.write(f"wrote {path}\n")
     if as_json:
-        encoded = msgspec.json.encode({"replays": summaries})
+        encoded = msgspec.json.encode({"replays": summaries, **({"decisions": [_decisions(loop) for loop in loops]} if loops else {})})
         sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")
         return
     from penstock_simulator.report import table
     from rich.console import Console
 
-    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table(summaries))
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    console.print(table(summaries))
+    for summary, loop in zip(summaries, loops, strict=False):
+        from penstock_simulator.dry_run import changes
+
+        from penstock_cli.plan_answers import timeline
+
+        console.print(timeline(f"{summary.policy}, {summary.rate:.3g} requests/s: sizes", changes(loop.ticks)))
+
+
+def _decisions(loop: "Autoscaled") -> "list[Decision]":
+    return [tick.decision for tick in loop.ticks]
 
 
 def _speeds(speedup: str) -> list[float]:

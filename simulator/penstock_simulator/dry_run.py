@@ -1,13 +1,14 @@
 """The autoscaler over a recorded or made-up workload, from the first request to the last: what it would have done, and what that is worth.
 
-`penstock plan --trace` shows it. It puts together the production brain, the simulator's what-if and a simulated fleet; the loop in virtual
-time is `autoscaled`.
+`penstock plan --trace` and `penstock simulate --autoscale` show it. It puts together the production brain, the simulator's what-if and a
+simulated fleet; the loop in virtual time is `autoscaled`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
+from penstock_autoscaler.decision import Decision
 from penstock_autoscaler.observation import Pool, Target
 from penstock_autoscaler.scaler import Scaler
 from penstock_autoscaler.settings import ScalerSettings
@@ -66,8 +67,8 @@ class Minute(msgspec.Struct, frozen=True, kw_only=True):
     good: int
 
 
-def dry_run(workload: Workload, asked: Asked, progress: Progress | None = None) -> DryRun:
-    """Replays the workload with the autoscaler at work. Raises ValueError for what cannot be simulated."""
+def autoscaled(asked: Asked, policy: str = "target-misses", longest_first: bool = True) -> Autoscaled:
+    """The loop for one replay, with the production brain; `policy` and `longest_first` are those of the replay's router."""
     pools = [
         Pool(
             name=role.value,
@@ -83,21 +84,39 @@ def dry_run(workload: Workload, asked: Asked, progress: Progress | None = None) 
         for role, size in asked.first.items()
         if size
     ]
-    loop = Autoscaled(Scaler(asked.settings, Replayed()), asked.target, pools, asked.settings.period_s)
+    brain = Scaler(asked.settings, Replayed(policy, longest_first=longest_first))
+    return Autoscaled(brain, asked.target, pools, asked.settings.period_s)
+
+
+def spare_workers(asked: Asked) -> int:
+    """Places for the replays' Setup: replicas that drain still take one while others are started in their stead."""
+    return 2 * asked.most * sum(1 for size in asked.first.values() if size)
+
+
+def dry_run(workload: Workload, asked: Asked, progress: Progress | None = None) -> DryRun:
+    """Replays the workload with the autoscaler at work. Raises ValueError for what cannot be simulated."""
+    loop = autoscaled(asked)
     sizes = {role: asked.first.get(role, 0) for role in Role}
-    workers = same_workers(sizes[Role.BOTH], prefill=sizes[Role.PREFILL], decode=sizes[Role.DECODE], profile=asked.profile)
     setup = Setup(
-        workers=workers,
+        workers=same_workers(sizes[Role.BOTH], prefill=sizes[Role.PREFILL], decode=sizes[Role.DECODE], profile=asked.profile),
         slo=asked.target.slo,
         seed=asked.seed,
         make_controller=lambda: loop,
-        # Replicas that drain still take a place while others are started in their stead.
-        spare_workers=2 * asked.most * len(pools),
+        spare_workers=spare_workers(asked),
     )
     done = replay(workload, setup, progress)
     summary = summarise(done)
     hours = asked.accelerators * summary.worker_s / 3_600.0
     return DryRun(summary=summary, ticks=tuple(loop.ticks), accelerator_hours=hours, minutes=_minutes(done))
+
+
+def changes(ticks: Sequence[Tick]) -> list[Decision]:
+    """The first decision, and each one that asks for other sizes than the one before."""
+    found: list[Decision] = []
+    for tick in ticks:
+        if not found or tick.decision.desired != found[-1].desired:
+            found.append(tick.decision)
+    return found
 
 
 def _minutes(done: Replay) -> tuple[Minute, ...]:

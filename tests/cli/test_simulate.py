@@ -118,3 +118,20 @@ def test_bad_input_names_field_value_and_what_is_allowed(
     error = said(monkeypatch, capsys, *arguments)
     assert words in error
     assert "Traceback" not in error
+
+
+def test_the_autoscaler_sizes_the_simulated_fleet_and_says_why() -> None:
+    """Its decisions are in the JSON, one list a replay, and its sizes in the table's timeline; more than one kind of worker is refused."""
+    rising = ["simulate", "--generate", "ramp:requests=500,rate=12,peak=4,prompt_tokens=3000,output_tokens=100", "--workers", "1"]
+    options = [*rising, "--slo-itl-ms", "15", "--autoscale", "--start-s", "2", "--max", "5"]
+    done = CliRunner().invoke(app, [*options, "--speedup", "1,1.5", "--json"], catch_exceptions=False)
+    found = msgspec.json.decode(done.stdout)
+    assert [one["outcomes"] for one in found["replays"]] == [{"ok": 500}] * 2
+    assert len(found["decisions"]) == 2
+    sizes = [one["desired"]["both"] for one in found["decisions"][1]]
+    assert 1 < max(sizes) <= 5
+    shown = CliRunner().invoke(app, options, catch_exceptions=False).stdout
+    assert "requests/s: sizes" in shown
+    with pytest.raises(ValueError, match="--autoscale with 2 kinds of workers; allowed: one"):
+        mixed = ["--workers", "0", "--mix", "1xpolynomial-reference,1xpolynomial-reference@0.5"]
+        CliRunner().invoke(app, [*rising, *mixed, "--autoscale"], catch_exceptions=False)

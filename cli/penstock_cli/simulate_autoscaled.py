@@ -1,0 +1,52 @@
+"""`penstock simulate --autoscale`: the autoscaler put into the replays that the other options ask for.
+
+`simulate` calls it. One loop a replay, with the production brain; nothing is decided here.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+from penstock_autoscaler.observation import Target
+from penstock_core.profile import EngineProfile
+from penstock_simulator.autoscaled import Autoscaled
+from penstock_simulator.dry_run import Asked, autoscaled, spare_workers
+from penstock_simulator.setup import Setup, WorkerSpec
+from penstock_simulator.workload import Workload
+
+Wanted = list[tuple[Workload, Setup]]
+
+
+def with_autoscaler(wanted: Wanted, goal: float, bounds: tuple[int, int], start_s: float) -> tuple[Wanted, list[Autoscaled]]:
+    """The same replays, each with a loop of its own. Raises ValueError for fleets of several kinds, and for sizes out of bounds."""
+    if not 0.0 < goal < 1.0:
+        raise ValueError(f"goal is {goal!r}; allowed: more than 0 and less than 1")
+    made: Wanted = []
+    loops: list[Autoscaled] = []
+    for workload, setup in wanted:
+        profile = _profile(setup.workers)
+        asked = Asked(
+            profile=profile,
+            target=Target(slo=setup.slo, attainment_ratio=goal),
+            first=Counter(spec.role for spec in setup.workers),
+            least=bounds[0],
+            most=bounds[1],
+            start_s=profile.start_s if start_s < 0.0 else start_s,
+            seed=setup.seed,
+        )
+        loop = autoscaled(asked, setup.policy, setup.longest_first)
+        loops.append(loop)
+        made.append((workload, _controlled(setup, loop, spare_workers(asked))))
+    return made, loops
+
+
+def _controlled(setup: Setup, loop: Autoscaled, spare: int) -> Setup:
+    return msgspec.structs.replace(setup, make_controller=lambda: loop, spare_workers=spare)
+
+
+def _profile(workers: Sequence[WorkerSpec]) -> EngineProfile:
+    """What workers say of themselves, which the autoscaler is told. Started ones are like the first."""
+    kinds = {(spec.profile.name, (spec.declared or spec.profile).name) for spec in workers}
+    if len(kinds) > 1:
+        raise ValueError(f"--autoscale with {len(kinds)} kinds of workers; allowed: one, so that it is known what is started")
+    return workers[0].declared or workers[0].profile
