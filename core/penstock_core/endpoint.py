@@ -27,6 +27,26 @@ class Role(StrEnum):
         return self is not Role.PREFILL
 
 
+class StartUp(msgspec.Struct, frozen=True, kw_only=True):
+    """When a worker's start-up came how far, in seconds since 1970 by its own machine's clock. Before `began_s` it was scheduled, and its
+    image pulled: whoever asked for it knows when that was."""
+
+    began_s: float
+    """Its process was started."""
+    listening_s: float
+    """Its code was loaded; the engine's start began."""
+    ready_s: float
+    """The engine had its model loaded and was warm: it could serve."""
+
+    @property
+    def process_s(self) -> float:
+        return max(0.0, self.listening_s - self.began_s)
+
+    @property
+    def engine_s(self) -> float:
+        return max(0.0, self.ready_s - self.listening_s)
+
+
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker says of itself when it registers; the wire form is msgpack of the same fields."""
 
@@ -61,6 +81,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     revision: str = ""
     kv_dtype: str = ""
     tokenizer: str = ""
+    start_up: StartUp | None = None
 
     @property
     def serves_whole(self) -> bool:

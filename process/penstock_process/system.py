@@ -1,4 +1,4 @@
-"""What a process asks of the operating system: many open files, memory that stays, and to end when its parent ends."""
+"""What a process asks of the operating system: many open files, memory that stays, when it began, and to end when its parent ends."""
 
 import ctypes
 import logging
@@ -6,9 +6,12 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_START_FIELD = 19  # of /proc/self/stat, behind the name
 SPARE_FILES = 256
 """Descriptors for everything that is no connection."""
 
@@ -47,6 +50,17 @@ def keep_freed_memory() -> bool:
         return False
     wanted = {_M_TRIM_THRESHOLD: KEPT_BYTES, _M_TOP_PAD: KEPT_BYTES // 4, _M_MMAP_THRESHOLD: _MAPPED_BYTES}
     return all(mallopt(option, size) for option, size in wanted.items())
+
+
+def process_began_s() -> float:
+    """When this process was started, in seconds since 1970; where the system does not say, now."""
+    now_s = time.time()
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        after_boot_s = int(fields[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
+        return now_s - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot_s)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now_s
 
 
 def end_with_parent(parent_pid: int) -> None:

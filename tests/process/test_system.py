@@ -11,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from penstock_process import logs
-from penstock_process.system import SPARE_FILES, raise_open_files
+from penstock_process.system import SPARE_FILES, process_began_s, raise_open_files
 
 
 @pytest.fixture
@@ -122,3 +123,9 @@ def test_freed_memory_is_used_again_without_asking_the_kernel() -> None:
     assert kept == glibc
     plain, after = int(said[2]), int(said[3])
     assert not kept or after < 2_000 < plain
+
+
+def test_a_process_knows_when_it_began():
+    """Before it could run a line of ours, by the system's own account."""
+    assert process_began_s() == pytest.approx(psutil.Process().create_time(), abs=1.0)
+    assert process_began_s() < time.time()

@@ -168,6 +168,10 @@ def test_the_fleet_measures_its_starts_and_tries_one_anew_when_told(tmp_path):
             assert fleet.start_s("slow") is None
             quick = workers(fleet)["quick-0"]
             assert fleet.start_s("quick") == quick.ready_s - quick.asked_s > 0
+            phases = quick.state.start_up
+            assert phases.process_s > 0
+            assert phases.process_s + phases.engine_s == pytest.approx(phases.ready_s - phases.began_s, abs=1e-3)
+            assert phases.ready_s - phases.began_s <= fleet.start_s("quick") + 1
             asked_s = workers(fleet)["slow-0"].asked_s
             fleet.restart("slow-0")
             fleet.restart("quick-0")

@@ -231,6 +231,7 @@ class Fleet:
                 member.enter(Phase.READY, now_s)
                 member.ready_since_s = now_s
                 self._starts[member.pool].append(now_s - member.asked_s)
+                log.info("%s is ready after %.1f s%s", member.id, now_s - member.asked_s, _phases(member.state))
         elif member.phase is Phase.SWITCHING:
             await self._probe(member, now_s)
             state = member.state
@@ -317,3 +318,10 @@ class Fleet:
             log.warning("worker %s cannot be started: %s", member.id, error)
             member.failures += 1
             member.enter(Phase.DEAD, now_s)
+
+
+def _phases(state: WorkerState | None) -> str:
+    """Where a start's time went, by the worker's own word."""
+    if state is None or state.start_up is None:
+        return ""
+    return f" (process {state.start_up.process_s:.1f} s, engine {state.start_up.engine_s:.1f} s)"

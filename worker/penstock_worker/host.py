@@ -11,13 +11,14 @@ import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from penstock_core.endpoint import Load, Role, WorkerRecord
+from penstock_core.endpoint import Load, Role, StartUp, WorkerRecord
 from penstock_core.errors import PenstockError
 from penstock_core.kv_events import encode_state
 from penstock_dataplane.exchange import Exchange
 from penstock_dataplane.limits import ServerLimits
 from penstock_dataplane.request_parser import Request
 from penstock_dataplane.server import Server
+from penstock_process.system import process_began_s
 
 from penstock_worker.answering import JSON_TYPE, Answering, holds_token, openai_error, render_error
 from penstock_worker.config import WorkerConfig, WorkerSecrets
@@ -61,6 +62,7 @@ class Host:
             render_error=render_error,
         )
         self._info: EngineInfo | None = None
+        self._start_up: StartUp | None = None
         self._answering: Answering | None = None
         self._follower: KvFollower | None = None
         self._publishing: Publishing | None = None
@@ -72,8 +74,10 @@ class Host:
         self.url = self.config.url(*await self._server.start(self.config.listen_host, self.config.port))
         if not self._secrets.fleet_token:
             log.warning("no fleet token is set: /penstock/* answers on loopback only, salts are refused")
+        listening_s = time.time()
         info = await self._engine.start()
-        record = worker_record(self.config, info, self.url, self.epoch)
+        self._start_up = StartUp(began_s=process_began_s(), listening_s=listening_s, ready_s=time.time())
+        record = self._record(info)
         self._metrics.watch_handover(self._engine.handover)
         self._publishing = await self._join(record, self.load, self._metrics)
         rules = ChainRules(self._secrets.chunk_secret, self.config.chunk_bytes, info.block_tokens)
@@ -170,7 +174,11 @@ class Host:
             generation=self._generation,
             restarts=config.restarts,
             exact=self._info is None or (self._info.exact and (self._follower is None or self._follower.agreement.exact)),
+            start_up=self._start_up,
         )
+
+    def _record(self, info: EngineInfo) -> WorkerRecord:
+        return worker_record(self.config, info, self.url, self.epoch, self._start_up)
 
     @property
     def _generation(self) -> str:
@@ -217,7 +225,7 @@ class Host:
         await before.leave()
         self.config = msgspec.structs.replace(self.config, role=role, pool=pool)
         self.epoch = new_epoch()
-        after = await self._join(worker_record(self.config, self._info, self.url, self.epoch), self.load, self._metrics)
+        after = await self._join(self._record(self._info), self.load, self._metrics)
         self._follower.flush()
         after.publish(before.state().keys.tolist(), ())
         self._publishing = after
@@ -302,7 +310,7 @@ class SwitchAsked(msgspec.Struct, frozen=True):
 _decode_switch = msgspec.json.Decoder(SwitchAsked).decode
 
 
-def worker_record(config: WorkerConfig, info: EngineInfo, url: str, epoch: int) -> WorkerRecord:
+def worker_record(config: WorkerConfig, info: EngineInfo, url: str, epoch: int, start_up: StartUp | None = None) -> WorkerRecord:
     """What the worker registers as."""
     return WorkerRecord(
         id=config.id,
@@ -321,6 +329,7 @@ def worker_record(config: WorkerConfig, info: EngineInfo, url: str, epoch: int) 
         adapters=info.adapters,
         capabilities=info.capabilities,
         exact=info.exact,
+        start_up=start_up,
     )
 
 

@@ -4,7 +4,7 @@
 """
 
 import msgspec
-from penstock_core.endpoint import Load, Role
+from penstock_core.endpoint import Load, Role, StartUp
 
 
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +29,8 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     exact: bool = True
     """False once the engine's own counts have disagreed too often with what the worker follows."""
+    start_up: StartUp | None = None
+    """None before it is ready."""
 
 
 _decoder = msgspec.json.Decoder(WorkerState)
