@@ -24,8 +24,8 @@ Raw = Mapping[str, Any]
 Key = tuple[str, str]
 """Namespace and name of a ModelService."""
 
-FRESH_S = 0.5
-"""Models whose loops look within so long of one another share one listing."""
+FRESH_S = 3.0
+"""All that look within so long share one listing; a model that sleeps is looked at every second. Own writes make it stale at once."""
 
 
 class SeenService(msgspec.Struct, frozen=True):
@@ -65,8 +65,9 @@ def scaled(services: Iterable[Raw]) -> tuple[Scaled, ...]:
 class KubeScope:
     """See the module. State: the latest listing, replaced as a whole."""
 
-    def __init__(self, api: KubeApi, namespace: str, clock: Callable[[], float]) -> None:
+    def __init__(self, api: KubeApi, namespace: str, clock: Callable[[], float], *, fresh_s: float = FRESH_S) -> None:
         """`namespace`: the one to look after; empty: all. `clock` gives epoch seconds."""
+        self._fresh_s = fresh_s
         self._api = api
         self._namespace = namespace
         self._clock = clock
@@ -89,8 +90,8 @@ class KubeScope:
 
     async def set_scale(self, pool: Raw, replicas: int) -> None:
         """Raises ScaleFailed; Changed where the WorkerPool is not as it was read."""
+        self._listed_s = float("-inf")  # whatever comes of it
         await self._api.set_scale(pool, replicas)
-        self._listed_s = float("-inf")
         metadata = pool["metadata"]
         facts = {"pool": f"{metadata['namespace']}/{metadata['name']}", "replicas": replicas, "before": pool["spec"].get("replicas")}
         log.info("scaled", extra={"facts": facts})
@@ -114,7 +115,7 @@ class KubeScope:
     async def _refresh(self) -> None:
         clock = asyncio.get_running_loop().time
         async with self._listing:
-            if clock() - self._listed_s < FRESH_S:
+            if clock() - self._listed_s < self._fresh_s:
                 return
             began_s = clock()
             where = self._namespace

@@ -28,7 +28,7 @@ from penstock_router.dispatch import Dispatch
 from penstock_router.endpoints import Directory
 from penstock_router.given import model_card, models_body
 from penstock_router.head import Head, read_head, slo_of
-from penstock_router.holding import Holding
+from penstock_router.holding import Holding, fell_asleep
 from penstock_router.keys import KeyRing, priority_of, tenant_salt
 from penstock_router.length_classes import class_of
 from penstock_router.metrics import UNKNOWN_MODEL, Figures
@@ -164,13 +164,20 @@ class Director:
             call.turned = turned
             raise Ended(turned.outcome, turned.message, retry_after_s=turned.retry_after_s)
         call.admitted = True
-        if not served.serving and served.wakeable:
-            await self._holding.until_served(call)
-        ask = self._ask(call, adapter)
-        waiting = call.waiting = Waiting(ask, Claim(tenant.tenant, tenant.weight, call.priority), call.received_s + call.held_s)
-        if call.held_s:
-            waiting.held = True
-        await self._dispatch.run(call, waiting)
+        while True:
+            if not served.serving and served.wakeable:
+                await self._holding.until_served(call)
+            ask = self._ask(call, adapter)
+            waiting = call.waiting = Waiting(ask, Claim(tenant.tenant, tenant.weight, call.priority), call.received_s + call.held_s)
+            if call.held_s:
+                waiting.held = True
+            try:
+                return await self._dispatch.run(call, waiting)
+            except Ended as ended:
+                if not await fell_asleep(call, ended):
+                    raise
+            served.turn.over(waiting, call.prompt_tokens, None, asyncio.get_running_loop().time())
+            call.tried, call.excluded = 0, frozenset()
 
     def _ask(self, call: Call, adapter: str) -> Ask:
         """What the scheduler is told: the prompt's estimated tokens, and who holds its beginning."""

@@ -90,7 +90,7 @@ class Served:
         """Where requests are noted for autoscalers; None: nobody is told of them."""
         self.live: tuple[Endpoint, ...] = ()
         self.serving = False
-        """Some endpoint can take a whole request."""
+        """Some endpoint can take a whole request, or two can take it together."""
         self.came = asyncio.Event()
         """Set while `serving`."""
         self.wakeable = False
@@ -170,7 +170,9 @@ class Served:
         self.live = tuple(one for one in self._snapshot.values() if one.id not in self._suspects)
         if self.live or not self.wakeable:  # asleep it still has the adapters it had
             self.adapters = frozenset(name for one in self.live for name in one.record.adapters)
-        self.serving = any(one.record.role.decodes and not one.draining for one in self.live)
+        there = [one.record for one in self.live if not one.draining]
+        divided = any(one.role is Role.PREFILL for one in there) and any(one.role.decodes for one in there)
+        self.serving = divided or any(one.serves_whole for one in there)
         if self.serving:
             self.came.set()
         else:

@@ -15,6 +15,8 @@ from penstock_router.config import RouterConfig
 
 _COMMENT = b": waiting for a first replica\n\n"
 _RETRY_S = 10
+_LEAVING_S = 1.0
+"""A worker that drains refuses a moment before the registry says so."""
 
 
 class Holding:
@@ -46,7 +48,21 @@ class Holding:
                     _comment(call)
         finally:
             served.held -= 1
-        call.held_s = clock() - began_s
+        call.held_s = clock() - call.received_s
+
+
+async def fell_asleep(call: Call, ended: Ended) -> bool:
+    """Whether the request failed because the last replica was leaving, so that it may wait for the next one as if it had come later."""
+    served = call.served
+    if not served.wakeable or call.begun or ended.outcome not in (Outcome.NO_ENDPOINT, Outcome.UPSTREAM_FAILED):
+        return False
+    if any(one.record.role.decodes and one.id not in call.excluded for one in served.live):
+        return False  # there are others, and they do not leave
+    clock = asyncio.get_running_loop().time
+    until_s = clock() + _LEAVING_S
+    while served.serving and clock() < until_s:  # noqa: ASYNC110 -- nobody tells of a model that has lost its last endpoint
+        await asyncio.sleep(0.02)
+    return not served.serving
 
 
 def _comment(call: Call) -> None:

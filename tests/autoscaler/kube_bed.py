@@ -124,7 +124,7 @@ class KubeBed:
         api = KubeApi(await login(str(self._kubeconfig), {}))
         wait_until("the account's rights", lambda: self._may("list", "modelservices") and self._may("list", "pods"))
         try:
-            yield KubeScope(api, self.namespace, lambda: self.now)
+            yield KubeScope(api, self.namespace, lambda: self.now, fresh_s=0.0)
         finally:
             await api.aclose()
 

@@ -10,7 +10,6 @@ from penstock_autoscaler.decision import Reason
 from penstock_autoscaler.kube_api import Changed
 from penstock_autoscaler.kube_fleet import KubeFleet
 from penstock_autoscaler.observation import Phase
-from penstock_autoscaler.ports import Fleet
 from penstock_autoscaler.rights import RULES
 from penstock_core.endpoint import Load, Role, WorkerRecord
 from penstock_core.profile import PROFILES
@@ -36,12 +35,6 @@ def play(bed: KubeBed, story: Story, name: str = "llama") -> None:
             await story(fleet)
 
     asyncio.run(run())
-
-
-async def look(bed: KubeBed, fleet: KubeFleet) -> Fleet:
-    """A look for which everything is listed anew."""
-    await asyncio.sleep(0.6)  # kube_scope.FRESH_S: models share one listing for so long
-    return await fleet.look(bed.now)
 
 
 def test_a_look_gives_bounds_targets_and_replicas(bed: KubeBed, redis_url: str) -> None:
@@ -107,12 +100,12 @@ def test_sizes_are_written_through_scale_and_nothing_else(bed: KubeBed) -> None:
         await fleet.carry_out(decided(prefill=1, decode=2, late=(stuck,)))
         assert bed.sizes() == {"prefill": 1, "decode": 3}
         assert bed.worker_pool("prefill")["metadata"]["resourceVersion"] == before
-        await look(bed, fleet)
+        await fleet.look(bed.now)
         await fleet.carry_out(decided(prefill=0, decode=9))
         assert bed.sizes() == {"prefill": 0, "decode": 4}
         managed = [one for one in bed.worker_pool("decode")["metadata"]["managedFields"] if one["manager"] == ACCOUNT]
         assert [(one["subresource"], one["fieldsV1"]) for one in managed] == [("scale", {"f:spec": {"f:replicas": {}}})]
-        assert (await look(bed, fleet)).overridden == {}, "its own writing is nobody else's"
+        assert (await fleet.look(bed.now)).overridden == {}, "its own writing is nobody else's"
 
     play(bed, story)
 
@@ -127,7 +120,7 @@ def test_a_size_changed_since_the_look_is_not_overwritten(bed: KubeBed) -> None:
         with pytest.raises(Changed):
             await fleet.carry_out(decided(prefill=1, decode=2))
         assert bed.sizes()["decode"] == 3
-        assert (await look(bed, fleet)).pools[1].desired == 3
+        assert (await fleet.look(bed.now)).pools[1].desired == 3
 
     play(bed, story)
 
@@ -146,19 +139,19 @@ def test_a_size_set_by_hand_is_respected_for_a_while_and_beyond_the_bounds_for_g
         status, reason, message = bed.condition("ScalingConflict")
         assert (status, reason) == ("True", "SetByHand") and message.startswith("decode: set to 3 by kubectl")
         bed.now += 599.0
-        assert list((await look(bed, fleet)).overridden) == ["decode"]
+        assert list((await fleet.look(bed.now)).overridden) == ["decode"]
         async with bed.fleet() as successor:
             bed.now += 60.0
             assert (await successor.look(bed.now)).overridden == {}, "another autoscaler knows since when"
-        assert (await look(bed, fleet)).overridden == {}
+        assert (await fleet.look(bed.now)).overridden == {}
         await fleet.carry_out(decided(prefill=2, decode=1))
         assert bed.sizes() == {"prefill": 2, "decode": 1}
-        await look(bed, fleet)
+        await fleet.look(bed.now)
         await fleet.show(decided(Reason.STEADY, prefill=2, decode=1))
         assert bed.condition("ScalingConflict") == ("False", "None", "")
         bed.scale_by_hand("decode", 9)
         bed.now += 100_000.0
-        seen = await look(bed, fleet)
+        seen = await fleet.look(bed.now)
         assert "set to 9 by kubectl, out of its bounds 1 to 4" in seen.overridden["decode"]
         await fleet.carry_out(decided(prefill=2, decode=1))
         assert bed.sizes()["decode"] == 9
@@ -185,7 +178,7 @@ def test_an_hpa_on_the_pool_is_told_and_not_fought(bed: KubeBed) -> None:
         for _ in range(2):
             await fleet.show(decided(prefill=2, decode=3))
             assert bed.condition("ScalingConflict")[:2] == ("True", "HorizontalPodAutoscaler")
-            await look(bed, fleet)
+            await fleet.look(bed.now)
         assert bed.events().count(("Warning", "ScalingConflict")) == 1
 
     play(bed, story)
@@ -229,9 +222,9 @@ def test_a_decision_is_shown_once_beside_the_operators_conditions(bed: KubeBed) 
         await fleet.show(up)
         assert bed.condition("ScalingDecided") == ("True", "Up", "decode 1 to 3: 8 requests a second need it")
         assert bed.condition("Ready")[:2] == ("True", "Serving")
-        await look(bed, fleet)
+        await fleet.look(bed.now)
         await fleet.show(decided(Reason.STEADY, "7.5 requests a second", prefill=1, decode=3))
-        await look(bed, fleet)
+        await fleet.look(bed.now)
         version = bed.service()["metadata"]["resourceVersion"]
         for rate in ("7.4", "7.3"):
             await fleet.show(decided(Reason.STEADY, f"{rate} requests a second", prefill=1, decode=3))

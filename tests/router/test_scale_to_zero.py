@@ -12,7 +12,7 @@ from penstock_router.config import RouterConfig
 from penstock_router.metrics import registry_of
 from prometheus_client import generate_latest
 
-from tests.router.conftest import CHAT, STREAM_HEAD, answer, says, whole
+from tests.router.conftest import CHAT, STREAM_HEAD, answer, refuses, says, whole
 from tests.router.test_registered import SECRETS, record
 
 COMMENT = b": waiting for a first replica"
@@ -135,6 +135,30 @@ def test_a_first_try_that_fails_after_the_wait_is_followed_by_another(play, make
             assert data.startswith(COMMENT) and data.endswith(b"data: [DONE]\n\n") and b"error" not in data
             assert sorted(asked) == ["a", "b"]
             assert world.outcomes() == {"ok": 1}
+
+    play(scenario)
+
+
+def test_one_that_meets_the_last_replica_leaving_waits_for_the_next(play, make_redis_server):
+    """Refused by a worker that drains, a moment before the registry says so; and sent to one that has ended without a word."""
+
+    async def scenario(world):
+        async with asleep(world, make_redis_server().url) as (served, index):
+            leaving = await world.upstream("leaving")
+            leaving.behaviour = refuses("draining")
+            lease = await index.register(record(leaving, "m"))
+            await world.until(lambda: served.serving, "the last replica serves")
+            asked = [asyncio.ensure_future(world.chat(stream=stream)) for stream in (False, True)]
+            await world.until(lambda: len(leaving.seen) == 2, "both have been refused")
+            await index.leave(lease, 1)
+            await world.until(lambda: served.held == 2, "both are held")
+            ended = await world.upstream("ended")
+            await ended.stop()
+            await index.register(record(ended, "m", epoch=2))
+            await world.until(lambda: not served.serving and served.held == 2, "that one is noticed, and they wait on")
+            await index.register(record(await world.upstream("next"), "m", epoch=3))
+            assert [one.text for one in await asyncio.gather(*asked)] == ["from next"] * 2
+            assert world.outcomes() == {"ok": 2}
 
     play(scenario)
 
