@@ -105,6 +105,8 @@ def profiles(classes: Sequence[dict[str, Any]]) -> Table:
             fit = one[part]
             force = "fitted" if fit["in_force"] else "declared"
             table.add_row(one["pool"], one["profile"], part, force, f"{fit['scale']:.2f}" if fit["in_force"] else _NONE, fit["why"])
+        for endpoint, factor in one["apart"].items():
+            table.add_row(one["pool"], "", endpoint, "own pace", f"× {factor:.2f}", "plainly apart from its class")
     return table
 
 

@@ -1,15 +1,19 @@
 """What is learned per class of endpoints: profiles fitted to measured passes. One a scheduler.
 
 Endpoints of one pool with one declared profile are a class. The pass watch hands over what it measured; now and then a batch
-is learned from, and the rows of the class get the coefficients in force, declared or fitted. It sees no request.
+is learned from, and the rows of the class get the coefficients in force, declared or fitted. An endpoint that is plainly slower
+or faster than its class (a throttled accelerator, a noisy neighbour) gets them times a factor of its own. It sees no request.
 """
 
+import math
+import statistics
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from penstock_core import profile as pc
 from penstock_core.endpoint import Endpoint
-from penstock_core.profile import EngineProfile
+from penstock_core.profile import EngineProfile, is_finite_positive
 from penstock_core.profile_fit import FitState, FittedProfile, Passes
 
 from penstock_router.beliefs import Beliefs
@@ -20,6 +24,15 @@ _MOST_KEPT = 64
 _LEARN_EVERY_S = 0.25
 _MOST_CLASSES = 64
 """With so many, those without endpoints are dropped before another one comes."""
+_NEWEST_WEIGHT = 0.02
+_LEAST_PASSES = 64
+"""Of an endpoint, before it has a factor of its own."""
+_APART, _ALIKE = math.log(1.15), math.log(1.08)
+"""How far from its class an endpoint must be to get one, and how near to lose it."""
+_FURTHEST = math.log(10.0)
+_TIMES = (*range(pc.PREFILL_CONSTANT, pc.PREFILL_PAIR + 1), pc.DECODE_FLOOR, *range(pc.DECODE_SMALL, pc.DECODE_LARGE + 4),
+          *range(pc.FIRST_KNOT + 1, pc.COEFFICIENTS, 2))  # fmt: skip
+"""Coefficients that are seconds of computing."""
 
 
 class ClassState(NamedTuple):
@@ -31,6 +44,37 @@ class ClassState(NamedTuple):
     endpoints: int
     prefill: FitState
     decode: FitState
+    apart: dict[str, float]
+    """Endpoints with a factor of their own: how many times as long as their class they take."""
+
+
+class _Pace:
+    """How long one endpoint takes, compared with its class."""
+
+    __slots__ = ("factor", "log_ratio", "passes")
+
+    def __init__(self) -> None:
+        self.log_ratio = 0.0
+        self.passes = 0
+        self.factor = 1.0
+
+    def observe(self, log_ratio: float) -> None:
+        self.passes += 1
+        weight = max(_NEWEST_WEIGHT, 1.0 / self.passes)
+        self.log_ratio += weight * (max(-_FURTHEST, min(_FURTHEST, log_ratio)) - self.log_ratio)
+
+    def decide(self, usual: float) -> bool:
+        """Whether the factor has changed; `usual` is the log ratio of the class's median endpoint."""
+        off = self.log_ratio - usual
+        apart = self.passes >= _LEAST_PASSES and abs(off) > (_ALIKE if self.factor != 1.0 else _APART)
+        factor = math.exp(off) if apart else 1.0
+        changed = abs(factor / self.factor - 1.0) > _WORTH_WRITING
+        if changed:
+            self.factor = factor
+        return changed
+
+
+_WORTH_WRITING = 0.01
 
 
 class _Class:
@@ -40,8 +84,8 @@ class _Class:
         self.pool = pool
         self.fit = FittedProfile(declared)
         self.coefficients: NDArray[np.float64] = declared.coefficients()
-        self.rows: set[int] = set()
-        self.seen: list[Passes] = []
+        self.rows: dict[int, _Pace] = {}
+        self.seen: list[tuple[int, Passes]] = []
 
 
 class FittedProfiles:
@@ -65,7 +109,7 @@ class FittedProfiles:
             if len(self._classes) >= _MOST_CLASSES:
                 self._classes = {known: each for known, each in self._classes.items() if each.rows}
             one = self._classes[key] = _Class(*key)
-        one.rows.add(r)
+        one.rows[r] = _Pace()
         self._class_of[r] = one
         self._beliefs.replace_profile(r, one.coefficients)
 
@@ -73,13 +117,14 @@ class FittedProfiles:
         """Row r is nobody's, or another's from now on."""
         one = self._class_of.pop(r, None)
         if one is not None:
-            one.rows.discard(r)
+            del one.rows[r]
+            one.seen = [(row, passes) for row, passes in one.seen if row != r]
 
     def take(self, r: int, seen: Passes) -> None:
         """Passes measured at row r."""
         one = self._class_of.get(r)
         if one is not None and len(one.seen) < _MOST_KEPT:
-            one.seen.append(seen)
+            one.seen.append((r, seen))
 
     def learn(self, now: float) -> None:
         """Learn from what has come together, at most every quarter of a second; some 0.3 ms then, nothing otherwise."""
@@ -91,19 +136,38 @@ class FittedProfiles:
                 self._learn(one)
 
     def _learn(self, one: _Class) -> None:
-        one.fit.learn(one.seen)
+        for r, seen in one.seen:
+            took, expected = seen.seconds, _expected_s(one.fit, seen)
+            if is_finite_positive(took) and is_finite_positive(expected):
+                one.rows[r].observe(math.log(took / expected))
+        # What the class learns from is what its usual endpoint would have taken.
+        one.fit.learn([seen._replace(seconds=seen.seconds / one.rows[r].factor) for r, seen in one.seen])
         one.seen.clear()
         self.learned += 1
         coefficients = one.fit.coefficients()
-        if not np.array_equal(coefficients, one.coefficients, equal_nan=True):
-            one.coefficients = coefficients
-            for r in one.rows:
-                self._beliefs.replace_profile(r, coefficients)
+        fitted = not np.array_equal(coefficients, one.coefficients, equal_nan=True)
+        one.coefficients = coefficients
+        known = [pace.log_ratio for pace in one.rows.values() if pace.passes >= _LEAST_PASSES]
+        usual = statistics.median(known) if known else 0.0
+        for r, pace in one.rows.items():
+            if pace.decide(usual) or fitted:
+                own = coefficients.copy()
+                own[list(_TIMES)] *= pace.factor
+                self._beliefs.replace_profile(r, own)
+
+    def _apart(self, one: _Class) -> dict[str, float]:
+        known = {r: self._beliefs.endpoints[r] for r in one.rows}
+        return {endpoint.id: round(one.rows[r].factor, 3) for r, endpoint in known.items() if endpoint and one.rows[r].factor != 1.0}
 
     def states(self) -> list[ClassState]:
         """All classes with an endpoint."""
         return [
-            ClassState(one.pool, one.fit.declared.name, len(one.rows), one.fit.prefill.state(), one.fit.decode.state())
+            ClassState(one.pool, one.fit.declared.name, len(one.rows), one.fit.prefill.state(), one.fit.decode.state(), self._apart(one))
             for one in self._classes.values()
             if one.rows
         ]
+
+
+def _expected_s(fit: FittedProfile, seen: Passes) -> float:
+    """Seconds that the class's profile in force gives such passes."""
+    return sum(fit.prefill_s(new, pairs) for new, pairs in seen.prefills) + seen.steps * fit.decode_s(seen.streams, seen.context_tokens)

@@ -36,6 +36,21 @@ def test_a_wrong_declared_profile_is_corrected(speed, divided):
             assert list(idle) == list(wrong[7:11] if w == 0 else wrong[:3])
 
 
+def test_an_endpoint_slower_than_its_class_is_known_as_slow():
+    """One of four declares what its siblings do and takes twice as long: its profile follows, theirs stay true within 4 %."""
+    workers = tuple(
+        WorkerSpec(id=f"w{i}", declared=DEFAULT_PROFILE, profile=DEFAULT_PROFILE.at_speed(0.5 if i == 2 else 1.0)) for i in range(4)
+    )
+    cluster = Cluster(generate(parse_traffic("poisson:requests=2400,rate=12,prompt_tokens=1500,output_tokens=120")), Setup(workers=workers))
+    cluster.run()
+    scheduler, true = cluster._routers.schedulers[0], DEFAULT_PROFILE.prefill_s(1_500)
+    for w in range(4):
+        row = scheduler.beliefs.rows[w]
+        believed = row[0] + (row[1] + row[2] * 1_500.0) * 1_500.0
+        assert believed == pytest.approx(true * (2.0 if w == 2 else 1.0), rel=0.04), w
+    assert list(scheduler.profiles.states()[0].apart) == ["w2"]
+
+
 def test_without_fitting_the_declared_profile_stays():
     """`fitted=False` is what users choose who trust their own measurements."""
     declared = DEFAULT_PROFILE.at_speed(2.0)
