@@ -61,7 +61,7 @@ def resize(
 ) -> Resized:
     """`needed` is for the traffic expected, `wanted` what each decision of the latest time would have kept, this one's included."""
     desired, smaller = {}, {}
-    waiting = limited = False
+    waiting = False
     for pool in pools:
         name, here = pool.name, pool.desired
         since_s = now_s - hold_s(pool, settings)
@@ -74,10 +74,11 @@ def resize(
             desired[name] = max(lately)
         elif lately and lately[-1] < here:
             waiting, smaller[name] = True, lately[-1]
-        inside = max(bounds.least[name], min(bounds.most[name], desired[name]))
-        limited = limited or inside < desired[name]
-        desired[name] = inside
-    return Resized(desired=desired, reason=_reason(pools, desired, waiting, limited or not met), smaller=smaller)
+    inside = bounds.within(desired)
+    if bounds.cost(inside) < bounds.cost(desired):  # what is only held gives way before what is needed
+        inside = bounds.within({name: min(size, max(needed[name], bounds.least[name])) for name, size in desired.items()})
+    limited = any(inside[name] < needed[name] for name in inside)
+    return Resized(desired=inside, reason=_reason(pools, inside, waiting, limited or not met), smaller=smaller)
 
 
 def _reason(pools: Sequence[Pool], desired: Mapping[str, int], waiting: bool, short: bool) -> Reason:

@@ -97,9 +97,9 @@ class Scaler:
         answer_s = float(asked.output_tokens.mean()) * seen.target.slo.itl_s
         switched = switches(here, resized.desired, spare, seen.pools, seen.replicas, answer_s)
         desired = dict(resized.desired)
-        for one in switched:
-            giver = next(replica.pool for replica in seen.replicas if replica.id == one.replica)
-            desired[giver] = min(desired[giver], here[giver]) - 1
+        for name, size in here.items():
+            given = sum(one.pool == name and any(one.id == switch.replica for switch in switched) for one in seen.replicas)
+            desired[name] = min(desired[name], size - given) if given else desired[name]
         facts = {
             "rate_now": expected.now,
             "rate_expected": expected.expected,

@@ -25,8 +25,14 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     budget: int | None = None
 
     def within(self, sizes: Sizes) -> dict[str, int]:
-        """The nearest sizes by pool that each pool may have."""
-        return {name: max(self.least[name], min(self.most[name], size)) for name, size in sizes.items()}
+        """The nearest sizes by pool that each pool may have; over the budget, the largest pools give way first."""
+        inside = {name: max(self.least[name], min(self.most[name], size)) for name, size in sizes.items()}
+        while self.budget is not None and self.cost(inside) > self.budget:
+            spare = [name for name, size in inside.items() if size > self.least[name] and self.accelerators[name]]
+            if not spare:
+                break
+            inside[max(spare, key=lambda name: inside[name])] -= 1
+        return inside
 
     def cost(self, sizes: Sizes) -> int:
         return sum(self.accelerators[name] * size for name, size in sizes.items())

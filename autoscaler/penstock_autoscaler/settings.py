@@ -23,9 +23,9 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A pool shrinks only after its smaller size would have done for so long."""
     flap_cost: float = 1.0
     """And for at least so many times its start-up time: what giving up a replica and starting it again wastes."""
-    surge_ratio: float = 0.15
+    surge_ratio: float = 0.1
     """Room for more traffic than is forecast, where a start takes SURGE_S or longer; for shorter ones it is less in proportion."""
-    surprise_factor: float = 1.5
+    surprise_factor: float = 0.5
     """Room for what forecasts lately fell short of, as a multiple of it."""
     worth_ratio: float = 0.05
     """Near the goal a further replica must turn at least this share of what an average one serves from missing its targets to meeting

@@ -11,6 +11,7 @@ from penstock_autoscaler.decision import Decision
 from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, Target
 from penstock_autoscaler.scaler import Scaler
 from penstock_autoscaler.split import least_to_lose
+from penstock_core.endpoint import Role
 from penstock_core.slo import Attainment
 from penstock_core.traffic import Window
 
@@ -31,7 +32,7 @@ class Tick(msgspec.Struct, frozen=True):
 
 
 class Autoscaled:
-    """State: pools with what was last asked for, when each worker was, and what was decided so far."""
+    """State: pools with what was last asked for, when each worker was, who is on the way to another role, and what was decided so far."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Autoscaled:
         self._brain, self._target, self._start_s, self._seen = brain, target, start_s, seen
         self._pools = {pool.role: pool for pool in pools}
         self._asked_s: dict[str, float] = {}
+        self._switching: dict[str, Role] = {}
         self._started = 0
 
     def tick(self, view: View) -> Sequence[Change]:
@@ -61,8 +63,11 @@ class Autoscaled:
         changes: list[Change] = [Drain(late) for late in decision.late]
         changes += [Switch(one.replica, one.role) for one in decision.switches]
         gone = {*decision.late, *(one.replica for one in decision.switches)}
+        emptying = {one.id for one in replicas if one.phase is Phase.DRAINING}
+        self._switching = {name: role for name, role in self._switching.items() if name in emptying}
+        self._switching.update({one.replica: one.role for one in decision.switches})
         for role, pool in self._pools.items():
-            arriving = sum(one.role is role for one in decision.switches)
+            arriving = sum(one is role for one in self._switching.values())
             staying = [one for one in replicas if one.pool == pool.name and one.phase is not Phase.DRAINING and one.id not in gone]
             changes += self._resize(pool, staying, decision.desired[pool.name] - arriving)
             self._pools[role] = msgspec.structs.replace(pool, desired=decision.desired[pool.name])
