@@ -1,12 +1,10 @@
 """`penstock explain scaling`: what the autoscaler decided lately, from which numbers, in its own words; and a line of it for `status`.
 
-It shows what the autoscaler kept in Redis, on this machine or in a cluster; whoever calls it knows the Redis and the model.
+It shows what the autoscaler kept in Redis, as a router of this machine or of a cluster reads it (`GET /admin/scaling`).
 """
 
-import asyncio
-import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from penstock_autoscaler.told import Told, decode_told
@@ -17,52 +15,47 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock_cli.data_folder import DataFolder
-from penstock_cli.router_admin import NoRouter
+from penstock_cli.router_admin import ask
 
-_REDIS_S = 3.0
+if TYPE_CHECKING:
+    from penstock_cli.cluster import Cluster
+
+MOST = 200
+"""Decisions that are kept."""
 _TEN_MILLION = 1e7
 
 
-def local_scaling(folder: DataFolder, last: int) -> tuple[dict[str, Any], list[Any]]:
-    """Of the `penstock up` that runs here. Raises NoRouter, IndexUnavailable, PenstockError where it has no autoscaler."""
-    running = folder.running()
-    if running is None:
-        raise NoRouter(f"no `penstock up` runs with the data folder {str(folder.path)!r}; start one with --autoscale")
-    return explained(os.environ.get("PENSTOCK_REDIS_URL") or running.redis_url, (running.model,), last)
+PATH = "/admin/scaling"
+"""What routers are asked for; they read it from Redis, which need not be reachable from here."""
 
 
-def read_told(redis_url: str, models: Sequence[str], last: int) -> dict[str, tuple[float, list[Told]]]:
-    """(Redis' time, decisions with the newest first) by model. Raises IndexUnavailable."""
-    return asyncio.run(_read(redis_url, models, last))
+def local_scaling(folder: DataFolder, url: str | None, last: int) -> tuple[dict[str, Any], list[Any]]:
+    """Of the `penstock up` that runs here, or of the router at `url`. Raises NoRouter, PenstockError where there is no autoscaler."""
+    return explained(ask(folder, url, PATH, {"limit": min(last, MOST)}))
 
 
-async def _read(redis_url: str, models: Sequence[str], last: int) -> dict[str, tuple[float, list[Told]]]:
-    from penstock_kvindex.scaling import ScalingStore
-    from penstock_kvindex.windows import Windows
+def cluster_scaling(cluster: "Cluster", last: int) -> tuple[dict[str, Any], list[Any]]:
+    """Of a cluster: all its routers read the same Redis, so the first that answers will do. Raises ClusterError, PenstockError."""
+    from penstock_cli.cluster_routers import ask_all, routers
 
-    found = {}
-    for model in models:
-        store, windows = ScalingStore(redis_url, model, timeout_s=_REDIS_S), Windows(redis_url, model, timeout_s=_REDIS_S)
-        try:
-            found[model] = (await windows.clock(), decode_told(await store.told(last)))
-        finally:
-            await store.aclose()
-            await windows.aclose()
-    return found
+    answers = ask_all(cluster, routers(cluster), PATH, {"limit": min(last, MOST)})
+    return explained(next(iter(answers.said.values())))
 
 
-def explained(redis_url: str, models: Sequence[str], last: int) -> tuple[dict[str, Any], list[RenderableType]]:
-    """The same for scripts, and as tables. Raises IndexUnavailable, PenstockError where no autoscaler has decided anything."""
-    found = read_told(redis_url, models, last)
-    if not any(told for _, told in found.values()):
-        raise PenstockError(f"no autoscaler has decided anything about {', '.join(models) or 'any model'} in the last days (--autoscale)")
-    for_scripts = {
-        "models": [
-            {"model": model, "now_s": now_s, "decisions": [msgspec.to_builtins(one) for one in told]}
-            for model, (now_s, told) in found.items()
-        ]
-    }
-    return for_scripts, [shown(model, now_s, told) for model, (now_s, told) in found.items() if told]
+def explained(found: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """A router's answer for scripts, and as tables. Raises PenstockError where no autoscaler has decided anything."""
+    rows = told_of(found)
+    if not any(told for _, _, told in rows):
+        models = ", ".join(model for model, _, _ in rows) or "any model"
+        raise PenstockError(f"no autoscaler has decided anything about {models} in the last days; `penstock up --autoscale` has one")
+    return found, [shown(model, now_s, told) for model, now_s, told in rows if told]
+
+
+def told_of(found: dict[str, Any]) -> list[tuple[str, float, list[Told]]]:
+    """(model, Redis' time, decisions with the newest first) of a router's answer."""
+    return [
+        (row["model"], row["now_s"], decode_told(msgspec.json.encode(one) for one in row["decisions"])) for row in found.get("models", ())
+    ]
 
 
 def shown(model: str, now_s: float, told: Sequence[Told]) -> RenderableType:

@@ -12,7 +12,7 @@ from penstock_autoscaler.told import Told
 from penstock_kvindex.models import ServedModels
 from penstock_kvindex.scaling import ScalingStore
 from penstock_kvindex.windows import Windows
-from penstock_simulator.what_if import Replayed
+from penstock_simulator.what_if import Replayed, warm_up
 from penstock_worker.fleet import Fleet
 from rich.console import Console
 from rich.markup import escape
@@ -44,7 +44,12 @@ class LocalScaling:
             wakeable=lambda: self._models.say_wakeable((plan.name,)),
         )
         self._valid = True
-        self._task = asyncio.get_running_loop().create_task(loop.run(), name="autoscaler")
+        self._task = asyncio.get_running_loop().create_task(self._run(loop), name="autoscaler")
+
+    async def _run(self, loop: ScalingLoop) -> None:
+        """Compile what replays need first: up to a minute where nothing is shipped compiled, and no decision's time."""
+        await asyncio.to_thread(warm_up)
+        await loop.run()
 
     def _on_decision(self, told: Told, again: bool) -> None:
         """A line for each change, for trouble, and when data come to lack or are there again."""

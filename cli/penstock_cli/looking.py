@@ -89,14 +89,18 @@ def explain(
     folder = chosen(data)
     local = url is not None or data is not None
     meant = cluster_meant(folder, local=local, cluster=cluster, kubeconfig=kubeconfig, context=context, namespace=namespace)
-    if meant is not None:
+    if meant is not None and request_id == SCALING:
+        from penstock_cli.explain_scaling import cluster_scaling
+
+        found, shown = cluster_scaling(meant, last)
+    elif meant is not None:
         from penstock_cli import cluster_status
 
         found, shown = cluster_status.explain(meant, request_id, last)
     elif request_id == SCALING:
         from penstock_cli.explain_scaling import local_scaling
 
-        found, shown = local_scaling(folder, last)
+        found, shown = local_scaling(folder, url, last)
     else:
         from penstock_cli.explain import local_explain
 

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from penstock_cli.data_folder import DataFolder
-from penstock_cli.router_admin import ask
+from penstock_cli.router_admin import NoRouter, ask
 
 _NONE = "–"
 _REDIS_S = 3.0
@@ -23,10 +23,11 @@ def local_status(folder: DataFolder, url: str | None) -> tuple[dict[str, Any], l
     """What the router says, for scripts, and the same as tables and lines. Raises NoRouter."""
     found = ask(folder, url, "/admin/endpoints")
     models, running = found["models"], folder.running()
-    missed = scaling = ""
-    if running is not None and url is None:
-        missed = add_leases(models, running.redis_url)
-        scaling = "" if missed else add_scaling(models, running.redis_url)
+    missed = add_leases(models, running.redis_url) if running is not None and url is None else ""
+    try:
+        scaling = add_scaling(models, ask(folder, url, "/admin/scaling", {"limit": 1}))
+    except NoRouter:  # an older router, or its Redis is away, which the leases tell
+        scaling = ""
     return found, [endpoints_table(models), models_line(models), *filter(None, [scaling, missed])]
 
 
@@ -41,20 +42,15 @@ def add_leases(models: Sequence[dict[str, Any]], redis_url: str) -> str:
     return ""
 
 
-def add_scaling(models: Sequence[dict[str, Any]], redis_url: str) -> str:
+def add_scaling(models: Sequence[dict[str, Any]], answer: dict[str, Any]) -> str:
     """Put `scaling` (the autoscaler's newest decision) into each model that has one; gives a line each."""
-    from penstock_core.errors import IndexUnavailable
+    from penstock_cli.explain_scaling import newest_line, told_of
 
-    from penstock_cli.explain_scaling import newest_line, read_told
-
-    try:
-        found = read_told(os.environ.get("PENSTOCK_REDIS_URL") or redis_url, [model["model"] for model in models], 1)
-    except (IndexUnavailable, ValueError) as error:
-        return f"Scaling is not shown: {error}"
+    newest = {model: (now_s, told) for model, now_s, told in told_of(answer) if told}
     lines = []
     for model in models:
-        now_s, told = found[model["model"]]
-        if told:
+        if model["model"] in newest:
+            now_s, told = newest[model["model"]]
             model["scaling"] = to_builtins(told[0])
             lines.append(newest_line(model["model"], now_s, told))
     return "\n".join(lines)

@@ -5,10 +5,11 @@ answers loopback addresses only where none is set. No bodies of `/v1/*` and no t
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from penstock_core.errors import IndexUnavailable
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from penstock_router.director import Decision, Director
@@ -28,8 +29,9 @@ def admin_app(
     admin_key: str,
     draining: Callable[[], bool],
     drain: Callable[[], None],
+    scaling: Callable[[int], Awaitable[list[dict[str, Any]]]],
 ) -> FastAPI:
-    """The app. `drain` begins a drain and returns at once."""
+    """The app. `drain` begins a drain and returns at once; `scaling` reads so many decisions of autoscalers a model."""
     app = FastAPI(title="Penstock router", description="Health, metrics and administration; the OpenAI API is at /v1/.", redoc_url=None)
 
     def allowed(request: Request) -> None:
@@ -86,6 +88,14 @@ def admin_app(
     async def learned() -> dict[str, Any]:
         """What is learned of each model: the profile in force per class of endpoints and why, and output lengths per class of requests."""
         return {"models": [_learned(each) for each in directory.models.values()]}
+
+    @app.get("/admin/scaling", dependencies=[Depends(allowed)])
+    async def scaled(limit: Annotated[int, Query(ge=1, le=200)] = 20) -> dict[str, Any]:
+        """What autoscalers have decided lately of each model, newest first, as they keep it in Redis; `now_s` is Redis' time."""
+        try:
+            return {"models": await scaling(limit)}
+        except IndexUnavailable as error:
+            raise HTTPException(503, str(error)) from None
 
     @app.post("/admin/drain", status_code=202, dependencies=[Depends(allowed)])
     async def begin_drain() -> dict[str, str]:

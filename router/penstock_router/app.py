@@ -8,7 +8,7 @@ import asyncio
 import logging
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Protocol
+from typing import Any, Protocol
 
 from penstock_core.errors import Outcome
 from penstock_dataplane.client import Client, ClientLimits
@@ -87,6 +87,7 @@ class Router:
             admin_key=secrets.admin_key,
             draining=lambda: self.draining,
             drain=self.drain_asked.set,
+            scaling=self._scaling,
         )
         self.server = Server(
             self.director.handle,
@@ -135,6 +136,10 @@ class Router:
             self._key_poll.cancel()
             await asyncio.gather(self._key_poll, return_exceptions=True)
         await self.client.aclose()
+
+    async def _scaling(self, most: int) -> list[dict[str, Any]]:
+        """Raises IndexUnavailable."""
+        return [row for source in self._sources if isinstance(source, RegisteredSource) for row in await source.scaling(most)]
 
     async def _poll_keys(self) -> None:
         while True:

@@ -8,7 +8,9 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from secrets import token_hex
+from typing import Any
 
+import msgspec
 from penstock_core.endpoint import Endpoint, WorkerRecord
 from penstock_core.errors import IndexUnavailable
 from penstock_core.facts import TOKEN_HEADER
@@ -20,6 +22,7 @@ from penstock_kvindex import mirror as kv_mirror
 from penstock_kvindex.mirror import Mirror
 from penstock_kvindex.models import ServedModels
 from penstock_kvindex.redis import RedisIndex
+from penstock_kvindex.scaling import ScalingStore
 from penstock_kvindex.tail import Follower
 from penstock_kvindex.windows import Windows
 
@@ -142,6 +145,7 @@ class _Following:
         )
         self.served.index = FollowedIndex(self.follower)
         self.windows = Windows(config.redis_url, model.name)
+        self.scaling = ScalingStore(config.redis_url, model.name)
         self.traffic = TrafficPublisher(self.served, self.windows, router=source.name, window_s=config.traffic_window_s)
         loop = asyncio.get_running_loop()
         self.tasks = [loop.create_task(one.run()) for one in (self.follower, self.liveness, self.traffic)]
@@ -170,6 +174,7 @@ class _Following:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.traffic.end()
         await self.windows.aclose()
+        await self.scaling.aclose()
         await self.index.aclose()
 
 
@@ -201,6 +206,14 @@ class RegisteredSource:
         # The follower has no event for it, and a look a hundredth of a second late harms nobody.
         while asyncio.get_running_loop().time() < until_s and not self.directory.warm:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+    async def scaling(self, most: int) -> list[dict[str, Any]]:
+        """The latest decisions of autoscalers, a row a model. Raises IndexUnavailable."""
+        rows = []
+        for name, each in list(self._following.items()):
+            told = await each.scaling.told(most)
+            rows.append({"model": name, "now_s": await each.windows.clock(), "decisions": [one for one in map(_read_json, told) if one]})
+        return rows
 
     async def aclose(self) -> None:
         if self._looking is not None:
@@ -261,3 +274,11 @@ class RegisteredSource:
         except UpstreamError:
             return None
         return decode_state(body) if response.status == 200 else None
+
+
+def _read_json(written: bytes) -> Any:
+    """None for what is no JSON; what is in it is between autoscaler and `penstock explain scaling`."""
+    try:
+        return msgspec.json.decode(written)
+    except msgspec.DecodeError:
+        return None

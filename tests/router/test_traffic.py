@@ -10,6 +10,7 @@ from penstock_core.errors import Outcome
 from penstock_core.traffic import Window, joined
 from penstock_dataplane.client import Origin
 from penstock_kvindex.redis import RedisIndex
+from penstock_kvindex.scaling import ScalingStore
 from penstock_kvindex.windows import Windows
 from penstock_router.app import Router
 from penstock_router.config import RouterConfig, ServedModel
@@ -168,5 +169,27 @@ def test_redis_away_costs_windows_and_nothing_else(play, make_redis_server, unus
         finally:
             await index.aclose()
             await windows.aclose()
+
+    play(scenario)
+
+
+def test_a_router_tells_what_autoscalers_decided(play, make_redis_server, unused_model):
+    """As it is kept in Redis, newest first, to those with the admin key; 503 while Redis is away; what is no JSON is left out."""
+
+    async def scenario(world):
+        server = make_redis_server()
+        store = ScalingStore(server.url, unused_model)
+        try:
+            await store.hold("a", 600.0)
+            for row in (b'{"n": 1}', b"no json", b'{"n": 2}'):
+                await store.keep("a", b"", row, again=False)
+            await start_router(world, server.url, unused_model)
+            (model,) = (await world.send("/admin/scaling?limit=5", method="GET")).json["models"]
+            assert (model["model"], model["decisions"]) == (unused_model, [{"n": 2}, {"n": 1}])
+            assert model["now_s"] > 1.7e9
+            server.stop()
+            assert (await world.send("/admin/scaling", method="GET")).status == 503
+        finally:
+            await store.aclose()
 
     play(scenario)
