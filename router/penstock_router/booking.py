@@ -94,11 +94,11 @@ class Booking:
 
     def _book_prompt(self, r: int, kv_tokens: float, now: float, due_s: float, target_itl_s: float) -> None:
         """The prompt is one of those that wait at row r."""
-        waiting, new = _Waiting(r), self._new
+        new = self._new
+        self._passes.placed(r, self, new, self._prompt - new, now, not self.elsewhere)
+        waiting = self._waiting = _Waiting(r)
         most_tokens, kind = self._length()
         self._beliefs.book_prompt(r, waiting, new, kv_tokens, now, due_s, target_itl_s, most_tokens, kind)
-        self._waiting = waiting
-        self._passes.placed(r, self, new, self._prompt - new, now, not self.elsewhere)
 
     def _length(self) -> tuple[float, int]:
         """(most output tokens, length class), as cells hold them."""

@@ -4,8 +4,9 @@ The scheduler asks them; callers never ask which one they hold. A policy reads b
 no clock. Sources: target-misses: design, "Placement"; prefix-affinity: AIBrix's prefix-cache router.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from penstock_core.placement import Candidate
@@ -40,7 +41,7 @@ class Query:
         self.explain = False
 
 
-class Choice(NamedTuple):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """What a policy chose. `ttft_s` and `itl_s` are None from a policy that predicts nothing."""
 
     row: int
@@ -91,7 +92,7 @@ class TargetMisses:
         )  # fmt: skip
         pairs = weighed(beliefs, cohort.pair_prefills, True) if query.explain else ()
         if row < 0 or beliefs.row_cells[row * col.ROW + col.COST] >= cost:
-            return choice._replace(candidates=choice.candidates + pairs)
+            return msgspec.structs.replace(choice, candidates=choice.candidates + pairs)
         return _predicted(beliefs, row, True, choice.candidates + pairs)
 
     def _least(self, query: Query, rows: Rows, beliefs: Beliefs, divided: bool) -> Choice:
@@ -150,7 +151,7 @@ class RoundRobin:
         choice = _counted(query, rows[at : at + 1], cohort, beliefs, -1.0)
         if choice is not None and query.explain:
             _fewest(query, rows, beliefs, -1.0)  # for the hits of the others
-            return choice._replace(candidates=counted(beliefs, rows, cohort.divided))
+            return msgspec.structs.replace(choice, candidates=counted(beliefs, rows, cohort.divided))
         return choice
 
     def decode(self, query: Query, rows: Rows, beliefs: Beliefs) -> int | None:
@@ -182,7 +183,7 @@ def _fewest(query: Query, rows: Rows, beliefs: Beliefs, imbalance: float) -> int
 
 
 def _counted(query: Query, rows: Rows, cohort: Cohort, beliefs: Beliefs, imbalance: float) -> Choice | None:
-    index = _fewest(query, rows, beliefs, imbalance)
+    index = kernel.least_running(beliefs.rows, rows, beliefs.row_of_slot, query.slots, query.chunks, query.numbers, query.seed, imbalance)
     if index < 0:
         return None
     row = int(rows[index])

@@ -233,19 +233,19 @@ class Scheduler:
 
     def _book(self, booking: Booking, ask: Ask, choice: Choice, cohort: Cohort, now: float) -> None:
         """Carry the choice out in the beliefs, and write the placement."""
-        row, divided, hit, ttft_s, itl_s, candidates = choice
+        row, hit, ttft_s, cells = choice.row, choice.hit_tokens, choice.ttft_s, self._query.cells
         endpoint = self.beliefs.endpoints[row]
-        prompt = self._query.cells[col.PROMPT]
-        if divided:
+        prompt = cells[col.PROMPT]
+        if choice.divided:
             transfer_s = prompt * self.beliefs.row_cells[row * col.ROW + TRANSFER_TOKEN]
             expected_s = 0.0 if ttft_s is None or len(cohort.pair_prefills) else ttft_s - transfer_s
             booking.take_prefill(row, prompt - hit, prompt, expected_s, now)
         else:
-            booking.take_whole(row, prompt - hit, self._query.cells[col.KV_NEED], ttft_s or 0.0, now)
+            booking.take_whole(row, prompt - hit, cells[col.KV_NEED], ttft_s or 0.0, now)
         reason = "prefill-fallback" if cohort.fallback else "only-candidate" if len(cohort.starters) == 1 else self._policy.reason
         chunks = round(hit / ask.tokens_per_chunk) if hit else 0
-        whole, first = (None, endpoint) if divided else (endpoint, None)
-        booking.placement = Placement(whole, first, chunks, hit, ttft_s, itl_s, reason, candidates)
+        whole, first = (None, endpoint) if choice.divided else (endpoint, None)
+        booking.placement = Placement(whole, first, chunks, hit, ttft_s, choice.itl_s, reason, choice.candidates)
 
     def elsewhere(self, ask: Ask, endpoint_id: str, whole: bool, hit_tokens: int, now: float) -> Booking | None:
         """Another router has placed this there: its booking in these beliefs; None where the endpoint is not known."""
@@ -295,8 +295,8 @@ class Scheduler:
     def _fill(self, ask: Ask, now: float) -> None:
         """Write the query."""
         query, slo, hits, off = self._query, ask.slo, ask.hits, self._residuals
-        prompt, spare_s = max(1, ask.prompt_tokens), max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s)
-        need = prompt + self.expected_tokens(ask)
+        prompt, spare_s, output = max(1, ask.prompt_tokens), max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s), ask.output_tokens
+        need = prompt + (self.lengths.expected_tokens(ask.length_class, ask.max_tokens) if output is None else output)
         _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, off.sigma, need, off.slip_s, 0.0)
         query.seed = self._rng.getrandbits(32)
         query.explain = ask.explain
