@@ -106,6 +106,12 @@ def test_the_image_runs_what_was_tested() -> None:
     ] == []
 
 
+def test_the_image_is_made_of_every_package() -> None:
+    """What .dockerignore does not let in is missing in the image, and is noticed only where it runs."""
+    folders = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["dev-mode-dirs"]
+    assert set(folders) - {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")} == set()
+
+
 def test_every_ignored_lint_rule_has_its_reason() -> None:
     """Each line of ruff's ignore lists ends with a comment that says why."""
     lists = re.findall(r"\nignore = \[\n(.*?)\n\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
