@@ -13,22 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from penstock_dataplane.loop import run
+from penstock_dataplane.probes import Probes
 from penstock_kvindex.calls import connect
 from penstock_kvindex.models import ServedModels
 from penstock_kvindex.redis import RedisIndex
 from penstock_kvindex.scaling import ScalingStore
 from penstock_kvindex.windows import Windows
 from penstock_process import logs
+from prometheus_client import generate_latest
 
 from penstock_autoscaler.config import AutoscalerConfig, AutoscalerSecrets
 from penstock_autoscaler.figures import Figures
+from penstock_autoscaler.health import Health
 from penstock_autoscaler.kube_api import KubeApi, login
 from penstock_autoscaler.kube_fleet import KubeFleet
 from penstock_autoscaler.kube_loops import KubeLoops
 from penstock_autoscaler.kube_scope import KubeScope, Scaled
 from penstock_autoscaler.loop import ScalingLoop
 from penstock_autoscaler.ports import WhatIf
-from penstock_autoscaler.probes import Health, Probes
 from penstock_autoscaler.scaler import Scaler
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ async def _serve(config: AutoscalerConfig, secrets: AutoscalerSecrets, what_if: 
 
     loops = KubeLoops(scope, make, config.look_s)
     health.listed, health.models = lambda: loops.listed, lambda: loops.models
-    probes = Probes(health, figures.registry)
+    probes = Probes(health, lambda: generate_latest(figures.registry))
     url = await probes.start(config.host, config.port)
     if config.announce_path:
         _announce(Path(config.announce_path), url)

@@ -21,10 +21,10 @@ from penstock_operator.drain import Drainer
 from penstock_operator.events import Events
 from penstock_operator.feed import Feed
 from penstock_operator.handlers import Watches
+from penstock_operator.health import Health
 from penstock_operator.kinds import MADE, WATCHED
 from penstock_operator.metrics import OperatorMetrics
 from penstock_operator.names import MANAGED_SELECTOR
-from penstock_operator.probes import Health
 from penstock_operator.queue import KeyedQueue
 from penstock_operator.reconcile import Reconciler, RefusedForGood
 from penstock_operator.registration import Registrations

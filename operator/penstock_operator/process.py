@@ -13,14 +13,15 @@ from pathlib import Path
 from uuid import uuid4
 
 from penstock_dataplane.loop import run
+from penstock_dataplane.probes import Probes
 from penstock_process import logs
 
 from penstock_operator.api_server import ApiServer, login
 from penstock_operator.config import OperatorConfig, OperatorSecrets
+from penstock_operator.health import Health
 from penstock_operator.leader import Leader, LeaseTimes
 from penstock_operator.leading import Leading
 from penstock_operator.metrics import OperatorMetrics
-from penstock_operator.probes import Health, Probes
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ async def _serve(config: OperatorConfig, secrets: OperatorSecrets) -> int:
     configuration = await login(config.kubeconfig, os.environ)
     server, metrics, health = ApiServer(configuration), OperatorMetrics(), Health()
     await server.open()
-    probes = Probes(health, metrics)
+    probes = Probes(health, metrics.text)
     url = await probes.start(config.host, config.port)
     if config.announce_path:
         announce(Path(config.announce_path), url)

@@ -2,8 +2,9 @@
 
 import httpx
 from penstock_dataplane.loop import run
+from penstock_dataplane.probes import MOST_LAG_S, Probes
+from penstock_operator.health import MOST_WATCH_AGE_S, Health
 from penstock_operator.metrics import OperatorMetrics
-from penstock_operator.probes import MOST_LAG_S, MOST_WATCH_AGE_S, Health, Probes
 
 
 class Now:
@@ -51,7 +52,7 @@ def test_the_kubelet_is_answered() -> None:
     health.synced = lambda: False
 
     async def story() -> None:
-        probes = Probes(health, OperatorMetrics())
+        probes = Probes(health, OperatorMetrics().text)
         url = await probes.start("127.0.0.1", 0)
         async with httpx.AsyncClient(base_url=url) as client:
 
