@@ -83,6 +83,12 @@ def sizes(one: Told) -> str:
     return ", ".join(parts)
 
 
+def in_words(one: Told) -> str:
+    """The decision's sentence, with the sizes in front where it does not say them itself."""
+    told, message = sizes(one), one.decision.message
+    return message if told in message else f"{told}: {message}"
+
+
 def _numbers(one: Told) -> RenderableType:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for heading in ("pool", "role"):
@@ -106,5 +112,4 @@ def newest_line(model: str, now_s: float, told: Sequence[Told]) -> str:
     """What `status` says of the autoscaler."""
     one = told[0]
     trouble = f" Not carried out: {one.trouble}" if one.trouble else ""
-    when = f"{model}: autoscaler {now_s - one.decision.at_s:.0f} s ago"
-    return f"{when}: {sizes(one)} ({one.decision.reason.value}). {one.decision.message}{trouble}"
+    return f"{model}: autoscaler {now_s - one.decision.at_s:.0f} s ago, {one.decision.reason.value}: {in_words(one)}{trouble}"

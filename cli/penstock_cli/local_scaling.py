@@ -17,7 +17,7 @@ from penstock_worker.fleet import Fleet
 from rich.console import Console
 from rich.markup import escape
 
-from penstock_cli.explain_scaling import sizes
+from penstock_cli.explain_scaling import in_words, sizes
 from penstock_cli.fleet_actuator import FleetActuator
 from penstock_cli.up_plan import UpPlan
 
@@ -61,7 +61,7 @@ class LocalScaling:
             self._console.print(f"[yellow]autoscaler: {escape(sizes(told))}: not carried out: {escape(told.trouble)}[/]")
         elif (changes and decision.valid) or valid_again:
             colour = "cyan" if decision.valid else "yellow"
-            self._console.print(f"[{colour}]autoscaler: {escape(sizes(told))} ({decision.reason.value}): {escape(decision.message)}[/]")
+            self._console.print(f"[{colour}]autoscaler, {decision.reason.value}: {escape(in_words(told))}[/]")
 
     async def aclose(self) -> None:
         """End it and give its connections back; a what-if under way ends by itself, within its budget."""

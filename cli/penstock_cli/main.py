@@ -74,7 +74,7 @@ def up(
         float, typer.Option(min=0.01, max=0.999, help="Share of requests that should meet both, with --autoscale.")
     ] = 0.95,
     autoscale_set: Annotated[
-        list[str] | None, typer.Option(help="name=value of the autoscaler (docs/autoscaler.md): period_s, stable_s, … Repeatable.")
+        list[str] | None, typer.Option(help="name=value of the autoscaler (docs/configuration.md): period_s, stable_s, … Repeatable.")
     ] = None,
     engine: Annotated[
         EngineName, typer.Option(help="sim needs no GPU and no model; vllm and sglang an environment of theirs.")

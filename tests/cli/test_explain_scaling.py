@@ -55,6 +55,6 @@ def test_status_has_a_line_for_the_newest_decision():
     """And the decision itself for scripts."""
     models = [{"model": "m"}, {"model": "other"}]
     line = add_scaling(models, answer(told(990.0, 1, 3), told(900.0, 1, 1)))
-    assert line == "m: autoscaler 10 s ago: both 1 → 3 (up). because of 990."
+    assert line == "m: autoscaler 10 s ago, up: both 1 → 3: because of 990."
     assert models[0]["scaling"]["decision"]["desired"] == {"both": 3}
     assert "scaling" not in models[1]

@@ -127,7 +127,7 @@ def test_replicas_follow_the_load_and_no_request_fails(tmp_path: Path) -> None:
         assert 0 in sizes
         assert all(one["decision"]["message"] for one in told)
         assert told[0]["pools"][0]["start_s"] > 0.1, "measured, the profile says 60"
-        assert "autoscaler: both 1 → " in up.said()
+        assert "autoscaler, up: both 1 → " in up.said()
         status = json.loads(cli("status", "--data", str(up.data.path), "--json").stdout)["models"][0]
         assert status["scaling"]["decision"]["desired"].keys() == {"both"}
         assert "autoscaler" in cli("status", "--data", str(up.data.path)).stdout

@@ -137,7 +137,12 @@ def test_only_the_fleet_changes_roles(redis_url, unused_model):
     async def story():
         async with registered(redis_url, unused_model) as (host, client, _):
             assert (await client.post("/penstock/role", json=DECODE, headers={"x-penstock-token": "no"})).status_code == 403
-            for body in (b"", b"{}", msgspec.json.encode({"role": "cook", "pool": "d"})):
+            for body in (
+                b"",
+                b"{}",
+                msgspec.json.encode({"role": "cook", "pool": "d"}),
+                msgspec.json.encode({"role": "both", "pool": "d" * 300}),
+            ):
                 answer = await client.post("/penstock/role", content=body)
                 assert answer.status_code == 400
                 assert "prefill, decode, both" in answer.json()["error"]["message"]

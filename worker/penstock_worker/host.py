@@ -9,6 +9,7 @@ import logging
 import secrets as random_source
 import time
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 
 import msgspec
 from penstock_core.endpoint import Load, Role, StartUp, WorkerRecord
@@ -291,7 +292,7 @@ class Host:
         try:
             asked = _decode_switch(exchange.request.body)
         except msgspec.DecodeError as error:
-            allowed = f'{{"role": one of {", ".join(Role)}, "pool": a name}}'
+            allowed = f'{{"role": one of {", ".join(Role)}, "pool": a name of up to 253 letters}}'
             return exchange.respond(400, [JSON_TYPE], openai_error(400, f"body is wrong ({error}); allowed: {allowed}"))
         try:
             self.switch(asked.role, asked.pool)
@@ -304,7 +305,7 @@ class SwitchAsked(msgspec.Struct, frozen=True):
     """Body of `POST /penstock/role`."""
 
     role: Role
-    pool: str
+    pool: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 
 
 _decode_switch = msgspec.json.Decoder(SwitchAsked).decode
