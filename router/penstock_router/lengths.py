@@ -6,11 +6,16 @@ no request and no class.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock_router import columns
 from penstock_router.columns import LONGEST_TOKENS, SHORTER, STATIONARY
+from penstock_router.machine_code import Compiler
+
+compiled = Compiler(Path(__file__), Path(columns.__file__))
 
 PRIOR_MEAN_TOKENS = 256
 _PRIOR_WEIGHT = 16.0
@@ -43,6 +48,23 @@ def declared_shares() -> Shares:
     shares[1:] = (1.0 - survive) * survive ** np.arange(LONGEST_TOKENS)
     shares[LONGEST_TOKENS] += 1.0 - shares.sum()
     return shares
+
+
+@compiled
+def fill_at_once(prior: Shares, counts: Shares, prior_weight: float, weight: float, table: Shares, survival: Shares) -> None:
+    """The rows of a class's table and E min(length, m) in one pass: eleven passes of numpy's were a tenth of a small request's cost."""
+    below, row, total = table[SHORTER], table[STATIONARY], prior_weight + weight
+    upto, survived, area = 0.0, 0.0, 0.0
+    row[0] = 0.0
+    for k in range(1, len(row)):
+        area += below[k - 1]
+        upto += (prior[k - 1] * prior_weight + counts[k - 1]) / total
+        below[k] = min(upto, 1.0)  # P(length < k)
+        survived += 1.0 - below[k]
+        survival[k] = survived  # Σ_{j=1..k} P(length ≥ j)
+        row[k] = k * below[k] - area  # Σ_{g<k} (F(k) − F(g))
+    for k in range(1, len(row)):
+        row[k] /= survived
 
 
 class OutputLengths:
@@ -142,12 +164,19 @@ class OutputLengths:
         self._prior = prior
 
     def _fill(self) -> None:
+        if compiled.works:
+            fill_at_once(self._prior, self._counts, _PRIOR_WEIGHT, self._weight, self.table, self._survival)
+        else:
+            self._fill_by_rows()
+        self.mean_tokens = float(math.ceil(self._mean_upto[LONGEST_TOKENS]))
+
+    def _fill_by_rows(self) -> None:
+        """What `fill_at_once` does, for where it is not compiled."""
         shares = self.shares()
         below = self.table[SHORTER]
         np.cumsum(shares[:-1], out=below[1:])  # below[k] = P(length < k)
         np.minimum(below, 1.0, out=below)
         np.cumsum(1.0 - below[1:], out=self._survival[1:])  # Σ_{k=1..m} P(length ≥ k) = E min(length, m)
-        self.mean_tokens = float(math.ceil(self._mean_upto[LONGEST_TOKENS]))
         row = self.table[STATIONARY]
         row[0] = 0.0
         np.cumsum(below[:-1], out=row[1:])  # Σ_{g<k} F(g)

@@ -37,6 +37,19 @@ def test_expectations_respect_max_tokens():
         assert lengths.expected_tokens(most) == math.ceil(exact)
 
 
+def test_machine_code_fills_the_tables_bit_for_bit_as_numpy_does():
+    """Simulated runs are the same with and without numba."""
+    lengths, rng = OutputLengths(), Random(2)
+    for _ in range(700):
+        lengths.observe(round(rng.expovariate(1 / 150)) + 1)
+    lengths.table[:], lengths._survival[1:] = 0.0, 0.0
+    lengths._fill()
+    filled = lengths.table.tobytes(), lengths._survival.tobytes()
+    lengths.table[:], lengths._survival[1:] = 0.0, 0.0
+    lengths._fill_by_rows()
+    assert (lengths.table.tobytes(), lengths._survival.tobytes()) == filled
+
+
 def test_the_stationary_form_is_the_plain_sum():
     """(1/mean)·Σ_{g<k}(F(k) − F(g)), term by term."""
     lengths = OutputLengths()
