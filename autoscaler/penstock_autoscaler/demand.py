@@ -13,7 +13,7 @@ from penstock_core.endpoint import Role
 from penstock_core.slo import Attainment, Slo
 
 from penstock_autoscaler.memory import Memory, Tried
-from penstock_autoscaler.observation import Pool
+from penstock_autoscaler.observation import Observation, Phase, Pool
 from penstock_autoscaler.ports import WhatIf
 from penstock_autoscaler.sample import Sample
 from penstock_autoscaler.search import Bounds, Found, Goal, fewest
@@ -85,6 +85,29 @@ def _holds(asked: Mix, pool: Pool, slo: Slo, prefill: float, replicas: float, bu
         if step_s > slo.itl_s or streams > pool.profile.max_streams or streams * context > busy_ratio * pool.profile.kv_tokens:
             return False
     return True
+
+
+def backlog(seen: Observation, asked: Sample, rate: float) -> float:
+    """Requests that will wait when replicas asked for now are ready: those that do, and what arrives beyond what ready ones can serve.
+
+    They are late already, but as long as they are there every newcomer is late, too. Where prompts and answers have pools of their own only
+    those that wait count: what one pool is short of is no reason for another one to grow.
+    """
+    waiting = sum(one.waiting for one in seen.replicas) + (seen.traffic.waiting if seen.traffic is not None else 0)
+    if any(pool.role is not Role.BOTH for pool in seen.pools):
+        return float(waiting)
+    floor = fluid(mix(asked, rate), seen.pools, seen.target.slo, FULL_RATIO)
+    ready = dict.fromkeys(floor, 0)
+    eta_s = []
+    for one in seen.replicas:
+        if one.pool in ready and one.phase is Phase.READY:
+            ready[one.pool] += 1
+        elif one.pool in ready and one.phase is Phase.STARTING:
+            start_s = next(pool.start_s for pool in seen.pools if pool.name == one.pool)
+            eta_s.append(max(0.0, min(start_s, one.asked_s + start_s - seen.now_s)))
+    served = rate * min([1.0, *(ready[name] / needed for name, needed in floor.items() if needed > 0.0)])
+    wait_s = max(eta_s) if eta_s else max(pool.start_s for pool in seen.pools)
+    return waiting + (rate - served) * wait_s
 
 
 class Demand:

@@ -10,7 +10,7 @@ from penstock_core.traffic import Ended, Window
 
 from penstock_autoscaler.decide import Resized, bounds_of, hold_s, late, resize
 from penstock_autoscaler.decision import Decision, Reason
-from penstock_autoscaler.demand import Demand
+from penstock_autoscaler.demand import Demand, backlog
 from penstock_autoscaler.forecast import Forecast, forecast
 from penstock_autoscaler.memory import Fared, Memory, Promise, Wanted, decode, encode
 from penstock_autoscaler.observation import Observation, Phase
@@ -67,7 +67,8 @@ class Scaler:
         here = {pool.name: pool.desired for pool in seen.pools}
         ratio = self._goal(seen.target.attainment_ratio)
         goal = Goal(ratio=ratio, worth_ratio=settings.worth_ratio, here=here, tolerance_ratio=settings.tolerance_ratio)
-        rate = expected.expected * (1.0 + self._reserve(seen))
+        recover_s = max(settings.recover_s, *(pool.start_s for pool in seen.pools))
+        rate = expected.expected * (1.0 + self._reserve(seen)) + min(expected.now, backlog(seen, asked, expected.now) / recover_s)
         demand = Demand(self.memory, self._what_if, seen.now_s, settings.replay_budget_s, settings.replay_fresh_s)
         needed = demand.sizes(asked, rate, seen.pools, slo, bounds, goal)
         kept = needed

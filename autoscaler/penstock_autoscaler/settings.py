@@ -25,6 +25,8 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """And for at least so many times its start-up time: what giving up a replica and starting it again wastes."""
     surge_ratio: float = 0.1
     """Room for more traffic than is forecast, where a start takes SURGE_S or longer; for shorter ones it is less in proportion."""
+    recover_s: float = 60.0
+    """Requests that wait, or will before replicas asked for now are ready, are to be served within so long, or within a start-up time."""
     surprise_factor: float = 0.5
     """Room for what forecasts lately fell short of, as a multiple of it."""
     worth_ratio: float = 0.05
