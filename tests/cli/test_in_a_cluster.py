@@ -151,6 +151,8 @@ def test_status_and_explain_look_into_a_cluster_with_few_rights(installed: Insta
     explained = cli("explain", answer.headers["x-request-id"], "--kubeconfig", str(installed.kubeconfig), "-n", installed.namespace)
     assert explained.returncode == 0 and "llama-all-one" in explained.stdout and "cost" in explained.stdout, explained.stderr
     listed = json.loads(cli("explain", "--kubeconfig", str(installed.kubeconfig), "--json").stdout)
+    scaling = cli("explain", "scaling", "--kubeconfig", str(installed.kubeconfig), "-n", installed.namespace)
+    assert scaling.returncode == 1 and "no autoscaler has decided anything about" in scaling.stderr, scaling.stderr
     assert [one["router"] for one in listed["decisions"]] == ["penstock-router-0"]
 
 
