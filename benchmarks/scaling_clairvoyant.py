@@ -46,10 +46,13 @@ class Parts:
 
 
 def clairvoyant(search: Search) -> Measured:
-    """The schedule's run, remembered. Raises ValueError where the largest size misses the goal."""
+    """The schedule's run; one searched before is only replayed. Raises ValueError where the largest size misses the goal."""
     path = kept_as(search, search.scene, search.seed)
-    if path.is_file():
-        return msgspec.json.decode(path.read_bytes(), type=Measured)
+    for known in sorted(KEPT.glob(f"{path.name.rpartition('-')[0]}-*.json")):
+        # Found when simulator or policy behaved a little otherwise: the schedule counts, its figures are taken anew.
+        again = replayed(search, msgspec.json.decode(known.read_bytes(), type=Measured).run.schedule)
+        if again.goodput_ratio >= search.goal_ratio:
+            return again
     parts = _parts(search)
     found = _trimmed(search, parts, _cheapest(search, list(_hull(search, parts))))
     KEPT.mkdir(parents=True, exist_ok=True)
