@@ -73,6 +73,7 @@ PARTS: dict[str, Callable[[Bench, argparse.Namespace], list[Row]]] = {
     "staircases": staircases,
     "stories": stories,
 }
+NEED_TRACE = {"frontier", "traces", "divided"}
 
 
 def show(part: str, scaler: str, rows: Sequence[Row]) -> None:
@@ -112,16 +113,18 @@ def main() -> int:
     options = _parsed()
     if options.traces is not None:
         os.environ[TRACES_VARIABLE] = str(options.traces.absolute())  # for the processes, too
-    try:
-        conversation()
-    except FileNotFoundError as error:
-        print(error)
-        return 0
+    parts = options.part or list(PARTS)
+    if NEED_TRACE & set(parts):
+        try:
+            conversation()
+        except FileNotFoundError as error:
+            print(error)
+            parts = [part for part in parts if part not in NEED_TRACE]
     if options.fresh:
         shutil.rmtree(KEPT, ignore_errors=True)
     RESULTS.mkdir(exist_ok=True)
     with Bench(options.jobs) as bench:
-        for part in options.part or PARTS:
+        for part in parts:
             rows = PARTS[part](bench, options)
             if rows:
                 show(part, options.scaler, rows)
