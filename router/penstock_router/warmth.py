@@ -28,4 +28,5 @@ def warm_up() -> None:
     kernel.computed(rows, 0, 1.0, 0.0)
     kernel.withdraw(rows, 0, 0.0, 0.0)
     kernel.advance(rows, 0, 0.0)
+    kernel.through_s(rows, 0, 1.0, 1.0, 0.0)
     outlook.warm_up()
