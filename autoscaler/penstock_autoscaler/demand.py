@@ -133,7 +133,7 @@ class Demand:
         at_rate = asked.at_rate(rate)
 
         def trial(sizes: dict[str, int]) -> Attainment | None:
-            return self._known(sizes, rate, goal) or self._replay(sizes, pools, at_rate, rate, slo)
+            return self._known(sizes, rate, means.prompt_tokens, goal) or self._replay(sizes, pools, at_rate, rate, slo)
 
         found = fewest(guess, pools, bounds, goal, trial)
         if found.attainment_ratio is not None and (found.met or found.useless):
@@ -147,13 +147,13 @@ class Demand:
         self.left_s -= answer.spent_s
         self.replays += 1
         if answer.attainment is not None:
-            self._memory.tried.append(Tried(self._now_s, dict(sizes), rate, answer.attainment))
+            self._memory.tried.append(Tried(self._now_s, dict(sizes), rate, float(asked.prompt_tokens.mean()), answer.attainment))
         return answer.attainment
 
-    def _known(self, sizes: Mapping[str, int], rate: float, goal: Goal) -> Attainment | None:
+    def _known(self, sizes: Mapping[str, int], rate: float, prompt_tokens: float, goal: Goal) -> Attainment | None:
         """What was seen of these sizes a moment ago, where it decides."""
         for one in reversed(self._memory.tried):
-            if one.sizes != sizes:
+            if one.sizes != sizes or not 0.8 < one.prompt_tokens / max(1.0, prompt_tokens) < 1.25:
                 continue
             met = goal.met(one.sizes, one.attainment)
             if one.rate >= rate * (1.0 - _RATE_STEP) if met else one.rate <= rate * (1.0 + _RATE_STEP):

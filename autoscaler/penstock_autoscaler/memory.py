@@ -31,6 +31,8 @@ class Tried(msgspec.Struct, frozen=True):
     at_s: float
     sizes: dict[str, int]
     rate: float
+    prompt_tokens: float
+    """Mean of the sample."""
     attainment: Attainment
 
 

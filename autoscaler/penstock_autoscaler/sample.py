@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from penstock_core.traffic import Ended, Window, joined
 
+KIND_SPANS_S = (15.0, 30.0, 60.0, 120.0)
+KIND_REQUESTS = 30
+
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """N requests in order of arrival; arrays of shape (N,)."""
@@ -48,7 +51,7 @@ def sample(windows: Sequence[Window], most: int, pieces: Sequence[tuple[float, f
     arrivals = len(whole.arrival_s)
     if not arrivals or not len(answered.arrival_s):
         return None
-    since = max(0, arrivals - most)
+    since = max(0, arrivals - most, _new_kind(whole.prompt_tokens, whole.arrival_s))
     prompts, arrived = whole.prompt_tokens[since:], whole.arrival_s[since:]
     like, own = _alike(prompts, arrived, answered)
     prompts = np.where(own, answered.prompt_tokens[like], prompts)
@@ -59,6 +62,23 @@ def sample(windows: Sequence[Window], most: int, pieces: Sequence[tuple[float, f
         hit_tokens=np.minimum(prompts, share * prompts).astype(np.int64),
         output_tokens=np.maximum(1, answered.output_tokens[like]),
     )
+
+
+def _new_kind(prompts: NDArray[np.int64], arrived: NDArray[np.float64]) -> int:
+    """Index of the first arrival of the present kind of traffic: 0, but where prompts lately became much longer or shorter.
+
+    Logarithms, because lengths have long tails; six standard errors and a factor of 1.6, because a sample is cut short by it.
+    """
+    logs = np.log(np.maximum(1, prompts))
+    for span_s in KIND_SPANS_S:
+        first = int(np.searchsorted(arrived, arrived[-1] - span_s))
+        before, after = logs[:first], logs[first:]
+        if min(len(before), len(after)) < KIND_REQUESTS:
+            continue
+        error = float(np.sqrt(before.var() / len(before) + after.var() / len(after)))
+        if abs(float(after.mean() - before.mean())) > max(0.5, 6.0 * error):
+            return first
+    return 0
 
 
 def _evened(arrived: NDArray[np.float64], whole: Window, pieces: Sequence[tuple[float, float]]) -> NDArray[np.float64]:

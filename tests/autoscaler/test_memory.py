@@ -32,7 +32,7 @@ def window(since_s: float, until_s: float) -> Window:
 
 def test_memory_survives_as_bytes() -> None:
     """Arrays come back with their types, missing figures as such."""
-    memory = Memory(wanted=[Wanted(10.0, {"a": 3})], tried=[Tried(10.0, {"a": 3}, 2.5, Attainment(10, 9, 9, 8))])
+    memory = Memory(wanted=[Wanted(10.0, {"a": 3})], tried=[Tried(10.0, {"a": 3}, 2.5, 900.0, Attainment(10, 9, 9, 8))])
     memory.add(window(0.0, 10.0), ScalerSettings())
     back = decode(encode(memory))
     assert (back.wanted, back.tried, back.counts, back.season) == (memory.wanted, memory.tried, memory.counts, memory.season)
