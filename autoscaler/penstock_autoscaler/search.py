@@ -86,7 +86,11 @@ def fewest(guess: Sizes, pools: Sequence[Pool], bounds: Bounds, goal: Goal, tria
     if seen is None:
         return Found(sizes=sizes, attainment_ratio=None, met=False)
     if not goal.met(sizes, seen):
-        return _up(sizes, seen, pools, bounds, goal, trial)
+        found = _up(sizes, seen, pools, bounds, goal, trial)
+        reached = trial(found.sizes) if found.met and len(pools) > 1 else None
+        if reached is None:
+            return found
+        sizes, seen = found.sizes, reached  # the pool that was not short may have too many
     return _down(sizes, seen, pools, bounds, goal, trial)
 
 
