@@ -10,7 +10,7 @@ from penstock_core.traffic import Ended, Window
 
 from penstock_autoscaler.decide import Resized, bounds_of, hold_s, late, resize
 from penstock_autoscaler.decision import Decision, Reason
-from penstock_autoscaler.demand import Demand, backlog
+from penstock_autoscaler.demand import LEAST_REQUESTS, Demand, backlog
 from penstock_autoscaler.forecast import Forecast, forecast
 from penstock_autoscaler.memory import Fared, Memory, Promise, Wanted, decode, encode
 from penstock_autoscaler.observation import Observation, Phase
@@ -74,7 +74,8 @@ class Scaler:
         kept = needed
         if any(needed.sizes[name] < here[name] for name in here):
             kept = demand.sizes(asked, rate * (1.0 + settings.margin_ratio), seen.pools, slo, bounds, goal)
-        needed, kept = self._as_measured(seen, needed, kept, 1.0 - seen.target.attainment_ratio, bounds)
+        unchecked = self._what_if is not None and kept.attainment_ratio is None and asked.requests >= LEAST_REQUESTS
+        needed, kept = self._as_measured(seen, needed, kept, unchecked, bounds)
         self._remember(
             seen, {name: min(here[name], size) if needed.sizes[name] <= here[name] else size for name, size in kept.sizes.items()}
         )
@@ -131,13 +132,15 @@ class Scaler:
         message = f"{words}: {_change(here, resized.desired)}."
         return Decision(at_s=seen.now_s, desired=resized.desired, late=late(seen, self._settings), reason=resized.reason, message=message)
 
-    def _as_measured(self, seen: Observation, needed: Found, kept: Found, allowed: float, bounds: Bounds) -> tuple[Found, Found]:
-        """What is predicted, corrected by what is measured: nothing shrinks while targets are missed, or unchecked; and where they go on
-        being missed with all replicas ready, one more is needed than replays say."""
+    def _as_measured(self, seen: Observation, needed: Found, kept: Found, unchecked: bool, bounds: Bounds) -> tuple[Found, Found]:
+        """What is predicted, corrected by what is measured: nothing shrinks while targets are missed, or where a replay should have said
+        that it may and there was no time for it; and where they go on being missed with all replicas ready, one more is needed than
+        replays say."""
+        allowed = 1.0 - seen.target.attainment_ratio
         lately = sum((one.attainment for one in self.memory.fared), Attainment())
         missed = 1.0 - (lately.goodput_ratio if lately.goodput_ratio is not None else 1.0)
         here = {pool.name: pool.desired for pool in seen.pools}
-        if missed > 2.0 * allowed or (self._what_if is not None and kept.attainment_ratio is None):
+        if missed > 2.0 * allowed or unchecked:
             kept = msgspec.structs.replace(kept, sizes={name: max(size, here[name]) for name, size in kept.sizes.items()})
         settled = all(
             one.ready_s is not None and seen.now_s - one.ready_s > MEASURED_S for one in seen.replicas if one.phase is not Phase.DRAINING

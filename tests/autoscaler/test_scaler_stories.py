@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.observation import Target
+from penstock_autoscaler.ports import Answer
 from penstock_core.endpoint import Role
 from penstock_core.slo import Slo
 
@@ -61,6 +62,21 @@ def test_at_night_it_goes_to_the_least_size_and_no_lower() -> None:
     world.minutes(20, 0.0)
     assert world.size() == 2
     assert world.decisions[-1].valid
+
+
+class NoTime:
+    """A what-if that never comes to an answer."""
+
+    def replay(self, *_: object) -> Answer:
+        return Answer(None, 0.3)
+
+
+@pytest.mark.parametrize(("rate", "size"), [(0.05, 1), (0.5, 4)])
+def test_too_few_requests_to_replay_are_no_reason_to_stay_large(rate: float, size: int) -> None:
+    """Below 40 of them arithmetic decides; with more, what no replay had the time to look at is not given up."""
+    world = World(pool(desired=4), what_if=NoTime())
+    world.minutes(15, rate)
+    assert world.size() == size
 
 
 def test_a_pool_that_may_be_empty_is_emptied_after_long_idleness_and_filled_by_the_first_request() -> None:
