@@ -8,8 +8,9 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
+from penstock_autoscaler.observation import Phase
 from penstock_core.endpoint import Role
-from penstock_simulator.changes import Change, Drain, Start, State, View
+from penstock_simulator.changes import Change, Drain, Start, View
 
 from benchmarks.scaling_runs import Run
 from benchmarks.scaling_scenes import SCENES
@@ -29,13 +30,13 @@ class Naive:
         self._wanted: deque[int] = deque(maxlen=int(STABLE_S / self.period_s))
 
     def tick(self, view: View) -> Sequence[Change]:
-        there = [one for one in view.workers if one.state is not State.DRAINING]
+        there = [one for one in view.workers if one.phase is not Phase.DRAINING]
         load = sum(one.running + one.waiting for one in view.workers)
         self._wanted.append(min(self._most, max(1, math.ceil(load / self._in_flight))))
         if self._wanted[-1] > len(there):
             return [Start(Role.BOTH, self._start_s)] * (self._wanted[-1] - len(there))
         surplus = len(there) - max(self._wanted)
-        leaving = sorted(there, key=lambda one: (one.state is State.READY, one.running + one.waiting))
+        leaving = sorted(there, key=lambda one: (one.phase is Phase.READY, one.running + one.waiting))
         return [Drain(one.id) for one in leaving[: max(0, surplus)]]
 
 

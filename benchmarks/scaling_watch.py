@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import Any
 
 import msgspec
+from penstock_autoscaler.observation import Phase
 from penstock_core.endpoint import Role
-from penstock_simulator.changes import Change, Controller, Start, State, View
+from penstock_simulator.changes import Change, Controller, Start, View
 
 Factory = Callable[[Any], Controller]
 """Takes the Run: its scene, size to begin with, start_s, goal_ratio, declared_speed, faults.lost_s."""
@@ -83,8 +84,8 @@ class Watched:
 
 
 def _moment(view: View) -> Moment:
-    counts: dict[State, dict[str, int]] = {state: {} for state in State}
+    counts: dict[Phase, dict[str, int]] = {phase: {} for phase in Phase}
     for one in view.workers:
-        of = counts[one.state]
+        of = counts[one.phase]
         of[one.role.value] = of.get(one.role.value, 0) + 1
-    return Moment(view.now_s, counts[State.STARTING], counts[State.READY], counts[State.DRAINING])
+    return Moment(view.now_s, counts[Phase.STARTING], counts[Phase.READY], counts[Phase.DRAINING])

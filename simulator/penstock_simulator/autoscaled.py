@@ -15,9 +15,7 @@ from penstock_core.endpoint import Role
 from penstock_core.slo import Attainment
 from penstock_core.traffic import Window
 
-from penstock_simulator.changes import Change, Drain, Start, State, Switch, View, WorkerView
-
-_PHASES = {State.STARTING: Phase.STARTING, State.READY: Phase.READY, State.DRAINING: Phase.DRAINING}
+from penstock_simulator.changes import Change, Drain, Start, Switch, View, WorkerView
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -88,9 +86,9 @@ class Autoscaled:
             id=one.id,
             pool=self._pools[one.role].name,
             role=one.role,
-            phase=_PHASES[one.state],
+            phase=one.phase,
             asked_s=asked_s,
-            ready_s=None if one.state is State.STARTING else one.ready_s,
+            ready_s=None if one.phase is Phase.STARTING else one.ready_s,
             running=one.running,
             waiting=one.waiting,
             prefill_tokens=one.prefill_tokens,

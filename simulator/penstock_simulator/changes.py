@@ -4,21 +4,12 @@
 """
 
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Protocol
 
 import msgspec
+from penstock_autoscaler.observation import Phase
 from penstock_core.endpoint import Role
 from penstock_core.traffic import Window
-
-
-class State(StrEnum):
-    """Of a worker that is paid for."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    """It takes nothing new, ends what it has, and leaves or changes its role."""
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +17,7 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     role: Role
-    state: State
+    phase: Phase
     ready_s: float
     running: int
     waiting: int

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from penstock_autoscaler.observation import Phase
 from penstock_core.errors import Outcome
 from penstock_core.traffic import FAILED, SHED, Ended, Window
 
 from penstock_simulator import engine_model as engines
 from penstock_simulator import fleet as fl
-from penstock_simulator.changes import Change, Controller, Drain, Start, State, View, WorkerView
+from penstock_simulator.changes import Change, Controller, Drain, Start, View, WorkerView
 from penstock_simulator.clock import Clock
 from penstock_simulator.membership import Membership
 from penstock_simulator.workload import BLOCK_TOKENS, Workload
@@ -79,11 +80,11 @@ class Control:
     def _worker(self, w: int) -> WorkerView:
         members, (running, waiting, tokens, used) = self._members, self._loads[w].tolist()
         spec = members.specs[w]
-        state = State.STARTING if w not in members.live else State.DRAINING if w in members.draining else State.READY
+        phase = Phase.STARTING if w not in members.live else Phase.DRAINING if w in members.draining else Phase.READY
         return WorkerView(
             id=spec.id,
             role=spec.role,
-            state=state,
+            phase=phase,
             ready_s=spec.ready_s,
             running=running,
             waiting=waiting,

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 import pytest
+from penstock_autoscaler.observation import Phase
 from penstock_core.endpoint import Role
-from penstock_simulator.changes import Change, Drain, Start, State, Switch, View
+from penstock_simulator.changes import Change, Drain, Start, Switch, View
 from penstock_simulator.cluster import Cluster, replay
 from penstock_simulator.generate import Traffic, generate
 from penstock_simulator.report import summarise
@@ -29,8 +30,8 @@ class Script:
         self.looked.append(self.look())
         return self.changes.get(len(self.views), ())
 
-    def at(self, second: int) -> dict[str, State]:
-        return {one.id: one.state for one in self.views[second - 1].workers}
+    def at(self, second: int) -> dict[str, Phase]:
+        return {one.id: one.phase for one in self.views[second - 1].workers}
 
 
 def run(changes: dict[int, Sequence[Change]], policy: str = "round-robin", **fleet: int) -> tuple[Replay, Script]:
@@ -63,7 +64,7 @@ def test_a_started_worker_is_paid_at_once_and_used_when_it_is_ready() -> None:
     """Asked for in second 3, ready in second 5."""
     found, script = run({3: [Start(Role.BOTH, 2.0)]})
     assert script.at(3).keys() == {"worker-0", "worker-1"}
-    assert [script.at(second)["both-new-1"] for second in (4, 6)] == [State.STARTING, State.READY]
+    assert [script.at(second)["both-new-1"] for second in (4, 6)] == [Phase.STARTING, Phase.READY]
     assert found.arrival_s[found.worker == 2].min() > 5.0
     assert found.worker_s[2] == pytest.approx(found.span_s - 3.0)
 
@@ -72,7 +73,7 @@ def test_a_drained_worker_finishes_what_it_has_and_costs_no_more() -> None:
     """Nothing is cut; it is shown draining, then not at all."""
     found, script = run({4: [Drain("worker-1")]})
     assert set(found.outcomes) == {"ok"}
-    assert script.at(5).get("worker-1", State.DRAINING) is State.DRAINING
+    assert script.at(5).get("worker-1", Phase.DRAINING) is Phase.DRAINING
     assert "worker-1" not in script.at(len(script.views))
     assert found.arrival_s[found.worker == 1].max() <= 4.0
     assert 4.0 < found.worker_s[1] < found.span_s - 2.0
