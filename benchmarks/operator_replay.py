@@ -14,11 +14,11 @@ from kubernetes.aio.client import Configuration
 from penstock_core.api_terms import API_VERSION
 from penstock_operator.api_server import ApiServer
 from penstock_operator.config import OperatorConfig, OperatorSecrets
+from penstock_operator.health import Health
 from penstock_operator.kinds import MODEL_SERVICE, ObjectKind
 from penstock_operator.leading import Leading
 from penstock_operator.metrics import OperatorMetrics
 from penstock_operator.names import FIELD_MANAGER
-from penstock_operator.probes import Health
 
 NAMESPACE = "bench"
 _RECORDED = "ms-recorded"
