@@ -31,7 +31,7 @@ def plan(
     ] = Arrivals.SPREAD,
     requests: Annotated[int, typer.Option(min=0, help="Only the first so many; 0: all.", rich_help_panel=_TRACE)] = 0,
     workers: Annotated[
-        int, typer.Option(min=0, max=512, help="Undivided replicas to begin with. [default: 1]", rich_help_panel=_TRACE)
+        int, typer.Option(min=0, max=512, help="Undivided replicas to begin with; none of any kind: 1.", rich_help_panel=_TRACE)
     ] = 0,
     prefill: Annotated[int, typer.Option(min=0, max=512, help="Prefill replicas to begin with.", rich_help_panel=_TRACE)] = 0,
     decode: Annotated[int, typer.Option(min=0, max=512, help="Decode replicas to begin with.", rich_help_panel=_TRACE)] = 0,

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from penstock_core.errors import Outcome
 
-SHED = frozenset({Outcome.SHED, Outcome.QUEUE_FULL, Outcome.TENANT_OVER_QUOTA, Outcome.QUEUE_TIMEOUT})
-"""Never reached an engine, for want of room."""
+SHED = frozenset({Outcome.SHED, Outcome.QUEUE_FULL, Outcome.QUEUE_TIMEOUT})
+"""Never reached an engine, for want of room. What is over a tenant's quota lacks no room and is no demand."""
 FAILED = frozenset({Outcome.NO_ENDPOINT, Outcome.UPSTREAM_FAILED, Outcome.DEADLINE_EXCEEDED})
 """Penstock's or an engine's fault. What a client got wrong, or left, is neither."""
 

@@ -16,6 +16,7 @@ from penstock_core.compiled_hash import CompiledHasher
 from penstock_core.errors import BadInput, Outcome
 from penstock_core.placement import Placement
 from penstock_core.prompt import start_bytes
+from penstock_core.traffic import SHED
 from penstock_dataplane.exchange import Exchange
 
 from penstock_router.admission.bounds import Admission
@@ -154,12 +155,12 @@ class Director:
         call.slo = slo_of(head, served.slo)
         call.explain, call.session = head.explain, head.session
         call.prompt_tokens = max(1, int(len(call.chat.canonical) * served.ratio.value))
-        if served.tally is not None:
-            served.tally.arrivals.append((call.received_s, call.prompt_tokens))
-            call.tallied = True
         if tenant.tokens_per_minute:
             call.charged_tokens = call.prompt_tokens + served.lengths.expected_tokens(None, call.chat.max_tokens)
         turned = self._admission.admit(tenant, call.charged_tokens, asyncio.get_running_loop().time())
+        if served.tally is not None and (turned is None or turned.outcome in SHED):
+            served.tally.arrivals.append((call.received_s, call.prompt_tokens))
+            call.tallied = True
         if turned is not None:
             call.turned = turned
             raise Ended(turned.outcome, turned.message, retry_after_s=turned.retry_after_s)

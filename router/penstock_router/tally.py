@@ -37,7 +37,7 @@ class Ending(NamedTuple):
 
 
 class Tally:
-    """State: the two lists, appended to from anywhere on the event loop, emptied by `cut`."""
+    """State: the two lists, appended to from anywhere on the event loop, emptied by `cut` and `clear`."""
 
     __slots__ = ("arrivals", "endings")
 
@@ -45,11 +45,16 @@ class Tally:
         self.arrivals: list[Arrival] = []
         self.endings: list[tuple[float, int, int, int, float, float, float, Outcome]] = []
 
+    def clear(self) -> None:
+        """Nobody can be told."""
+        self.arrivals.clear()
+        self.endings.clear()
+
     def cut(self, since_s: float, until_s: float, ahead_s: float, *, waiting: int, ttft_s: float) -> Window:
         """The Window [since_s, until_s). `ahead_s`: its clock minus loop time; `ttft_s`: how long a client that left had to wait.
 
         Arrivals after until_s stay for the next one. Of endings those count that say something of the fleet: served, turned away, failed,
-        and left by their client after it had waited for longer than the target. What clients got wrong is left out.
+        and left by their client after it had waited for longer than the target. What clients got wrong, or have no quota for, is left out.
         """
         bound_s = until_s - ahead_s
         came = [one for one in self.arrivals if one[0] < bound_s]

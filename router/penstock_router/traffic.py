@@ -50,11 +50,11 @@ class TrafficPublisher:
                     log.warning("traffic is not told to autoscalers", extra={"facts": {"model": self._served.name, "error": str(error)}})
                 self._away = True
                 if self._ahead_s is None:
-                    self._tally.arrivals.clear()
-                    self._tally.endings.clear()
+                    self._tally.clear()
                     await asyncio.sleep(self._window_s)
             except Exception:  # the task's top: requests go on, and so does the next window
                 log.exception("telling autoscalers failed", extra={"facts": {"model": self._served.name}})
+                self._tally.clear()  # what could not be cut once may never be
                 await asyncio.sleep(self._window_s)
 
     async def end(self) -> None:

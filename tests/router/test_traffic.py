@@ -28,7 +28,7 @@ def ended(received_s: float, outcome: Outcome, **fields: float) -> Ending:
 
 
 def test_a_window_counts_what_says_something_of_the_fleet() -> None:
-    """Served, turned away and failed requests, and those whose clients waited in vain; not what clients got wrong."""
+    """Served, turned away and failed requests, and those whose clients waited in vain; not what clients got wrong or have no quota for."""
     tally = Tally()
     tally.endings += [
         ended(1.0, Outcome.OK),
@@ -38,6 +38,7 @@ def test_a_window_counts_what_says_something_of_the_fleet() -> None:
         ended(5.0, Outcome.CLIENT_GONE),
         ended(6.0, Outcome.CLIENT_GONE, first_s=0.0),
         ended(7.0, Outcome.OK, first_s=0.0),
+        ended(8.0, Outcome.TENANT_OVER_QUOTA, placed_s=0.0, first_s=0.0, output_tokens=0),
     ]
     window = tally.cut(100.0, 110.0, 100.0, waiting=3, ttft_s=2.0)
     assert (window.endings, window.shed, window.failed, window.waiting) == (5, 1, 1, 3)
@@ -135,6 +136,33 @@ def test_failures_are_told_and_a_closing_router_tells_its_rest(play, redis_url, 
             assert (window.arrivals, window.endings, window.shed + window.failed) == (1, 1, 1)
             assert not window.ended.ok.any()
             assert served.tally is None
+        finally:
+            await index.aclose()
+            await windows.aclose()
+
+    play(scenario)
+
+
+def test_what_a_tenant_asks_for_beyond_its_quota_is_no_demand(play, redis_url, unused_model, tmp_path):
+    """More replicas would serve none of it: nothing arrives, nothing is shed."""
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("sk-small: {tenant: small, tokens_per_minute: 40}\n")
+
+    async def scenario(world):
+        a = await world.upstream("a")
+        index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
+        try:
+            since_s = await windows.clock()
+            await index.register(record(a, unused_model))
+            served = await start_router(world, redis_url, unused_model, traffic_window_s=60.0, api_keys=str(keys))
+            await world.until(lambda: len(served.live) == 1, "the worker")
+            headers = {"authorization": "Bearer sk-small"}
+            statuses = [(await world.chat("x" * 400, model=unused_model, headers=headers)).status for _ in range(4)]
+            assert statuses == [200, 429, 429, 429]
+            await world.router.close()
+            _, window = await windows.since(since_s)
+            assert window is not None
+            assert (window.arrivals, window.endings, window.shed) == (1, 1, 0)
         finally:
             await index.aclose()
             await windows.aclose()
