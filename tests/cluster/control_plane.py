@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -71,6 +72,15 @@ def refused(answer: httpx.Response) -> str:
     return said
 
 
+def too_early(event: Object, starts: Sequence[tuple[str, str]]) -> bool:
+    """Whether an audit event's request came between one of the starts' two times: begun, ready."""
+    return any(began <= event["requestReceivedTimestamp"] < ready for began, ready in starts)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 class ControlPlane:
     """One control plane; `start` and `close`, or a context manager. Components may be stopped and started again by name.
 
@@ -95,6 +105,7 @@ class ControlPlane:
         self._children: dict[str, Child] = {}
         self._place = Place(self.folder, 0, 0, 0, address)
         self._resources: dict[tuple[str, str], Object] = {}
+        self._starts: list[tuple[str, str]] = []  # of the API server: when begun and when ready, as audit events write times
         self.client = httpx.Client()
 
     @property
@@ -141,10 +152,13 @@ class ControlPlane:
     def start_component(self, name: str) -> None:
         """Start it, again after `stop_component`, with the same flags and port; returns when it is ready (API server, etcd)."""
         flags = flags_of(name, self._place, with_controllers=self.has_controllers)
+        began = _now()
         self._children[name] = Child(name, [str(self.binaries.path(name)), *flags], self.folder / f"{name}.log")
         ready = {ETCD: self._etcd_answers, API_SERVER: self._api_server_answers}.get(name)
         if ready is not None:
             wait_until(f"{name} (log: {self.folder / name}.log)", lambda: self._failed_or(name, ready))
+        if name == API_SERVER:
+            self._starts.append((began, _now()))
 
     def stop_component(self, name: str, timeout_s: float = 0.0) -> None:
         """SIGTERM, then SIGKILL after `timeout_s`; 0 is a crash."""
@@ -188,9 +202,11 @@ class ControlPlane:
         return target
 
     def audited(self) -> list[Object]:
-        """What the API server wrote down of Penstock's own accounts (audit-policy.yaml), oldest first."""
+        """What the API server wrote down of Penstock's own accounts (audit-policy.yaml), oldest first, once it was ready: before that
+        it has not read the roles yet and refuses everybody everything."""
         log = self._place.audit_log
-        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")] if log.is_file() else []
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        return [event for event in map(json.loads, (line for line in lines if line.endswith("}"))) if not too_early(event, self._starts)]
 
     def kubectl(self, *words: str, stdin: str | None = None, check: bool = True, kubeconfig: Path | None = None) -> str:
         """What kubectl prints on both streams together. Raises AssertionError with it when it fails, unless `check` is false."""

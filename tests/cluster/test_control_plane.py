@@ -75,6 +75,13 @@ def test_a_session_that_is_ended_leaves_no_process(go_programs: Programs, tmp_pa
     assert (list(tmp_path.iterdir()) == []) is (how is signal.SIGTERM)
 
 
+def test_what_an_api_server_refuses_before_it_is_ready_is_no_refusal() -> None:
+    """It has not read the roles yet: only events from before a start's end, and not from before its beginning, are left out."""
+    starts = [("2026-01-01T10:00:00.000000Z", "2026-01-01T10:00:05.000000Z")]
+    asked = ("2026-01-01T09:59:59.999999Z", "2026-01-01T10:00:04.999999Z", "2026-01-01T10:00:05.000000Z")
+    assert [bed.too_early({"requestReceivedTimestamp": time}, starts) for time in asked] == [False, True, False]
+
+
 def test_pods_live_as_their_annotations_say(control_plane: ControlPlane, namespace: str, fake_node: str) -> None:
     """Ready at once, or later, or never; with an address; and gone when told."""
     quick, slow, held = pod(namespace, "quick"), pod(namespace, "slow", ready_after="2s"), pod(namespace, "held", hold="true")
