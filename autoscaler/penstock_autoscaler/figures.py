@@ -20,6 +20,7 @@ class Figures:
         self._ready = self._gauge(metric_names.AUTOSCALER_READY)
         self._starting = self._gauge(metric_names.AUTOSCALER_STARTING)
         self._start = self._gauge(metric_names.AUTOSCALER_START)
+        self._fitted = self._gauge(metric_names.AUTOSCALER_FITTED)
         self._valid = self._gauge(metric_names.AUTOSCALER_VALID)
         self._leader = self._gauge(metric_names.AUTOSCALER_LEADER)
         self._decisions = self._counter(metric_names.AUTOSCALER_DECISIONS)
@@ -37,6 +38,7 @@ class Figures:
             self._ready.labels(model, pool.name, pool.role).set(pool.ready)
             self._starting.labels(model, pool.name, pool.role).set(pool.starting)
             self._start.labels(model, pool.name).set(pool.start_s)
+            self._fitted.labels(model, pool.name).set(pool.fit is not None)
 
     def failed(self, model: str, step: str) -> None:
         self._failures.labels(model, step).inc()

@@ -16,6 +16,7 @@ from penstock_core.traffic import Window
 
 from penstock_autoscaler.decision import Decision
 from penstock_autoscaler.figures import Figures
+from penstock_autoscaler.fits import Fits, HeardFit
 from penstock_autoscaler.lease import Lease
 from penstock_autoscaler.observation import Observation, Phase
 from penstock_autoscaler.ports import Actuator, Brain, Fleet, ScaleFailed, Signals, Store
@@ -48,10 +49,11 @@ class LoopTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Saved(msgspec.Struct):
-    """What goes into the store: how far the traffic has been read, and the brain's own memory."""
+    """What goes into the store: how far the traffic has been read, the brain's own memory, and what is known of engines."""
 
     since_s: float
     brain: bytes
+    fits: list[HeardFit] = []
 
 
 class _Thought(msgspec.Struct):
@@ -63,7 +65,8 @@ class _Thought(msgspec.Struct):
 
 
 class ScalingLoop:
-    """State: how far the traffic has been read, the last decision told, the clock's last word. All of it changes in `tick` only."""
+    """State: how far the traffic has been read, what it said of engines, the last decision told, the clock's last word. All of it changes
+    in `tick` only."""
 
     def __init__(
         self,
@@ -91,6 +94,7 @@ class ScalingLoop:
         self._on_decision = on_decision
         self._wakeable = wakeable
         self._since_s: float | None = None
+        self._fits = Fits()
         self._last: Told | None = None
         self._clock: tuple[float, float] | None = None  # the Windows' clock and ours (loop time), at one moment
         self._restored = False
@@ -162,6 +166,7 @@ class ScalingLoop:
                 saved = msgspec.msgpack.decode(kept, type=_Saved)
                 self._brain.restore(saved.brain)
                 self._since_s = min(now_s, saved.since_s)
+                self._fits = Fits(saved.fits)
             except (msgspec.DecodeError, ValueError) as error:
                 log.warning("what the last autoscaler remembered cannot be read: %s", error, extra={"facts": {"model": self.model}})
         self._restored = self.lease.held
@@ -177,15 +182,18 @@ class ScalingLoop:
             self._fail("signals", error)
             return (None if self._clock is None else self._clock[0] + loop_s - self._clock[1]), None, True
         self._clock = (now_s, loop_s)
+        if traffic is not None:
+            self._fits.hear(traffic)
         return now_s, traffic, False
 
     async def _look(self, now_s: float) -> Fleet | None:
         try:
             async with asyncio.timeout(self.times.act_s):
-                return await self._actuator.look(now_s)
+                fleet = await self._actuator.look(now_s)
         except (ScaleFailed, TimeoutError) as error:
             self._fail("look", error)
             return None
+        return msgspec.structs.replace(fleet, pools=self._fits.corrected(fleet.pools, now_s))
 
     async def _decide(self, now_s: float, fleet: Fleet, traffic: Window | None) -> Decision | None:
         """The brain's word, from a thread of its own: a what-if takes up to seconds, and the lease must be renewed meanwhile."""
@@ -248,7 +256,7 @@ class ScalingLoop:
         if not self.lease.held:
             return
         assert self._since_s is not None  # noqa: S101 -- _remember has set it
-        memory = msgspec.msgpack.encode(_Saved(self._since_s, await asyncio.to_thread(self._brain.saved)))
+        memory = msgspec.msgpack.encode(_Saved(self._since_s, await asyncio.to_thread(self._brain.saved), self._fits.kept(decision.at_s)))
         try:
             if not await self._store.keep(self.lease.who, memory, encode_told(self._last), again=again):
                 self.lease.lost()
@@ -277,6 +285,7 @@ def _pools_then(fleet: Fleet) -> tuple[PoolThen, ...]:
             min_replicas=pool.min_replicas,
             max_replicas=pool.max_replicas,
             start_s=pool.start_s,
+            fit=msgspec.structs.replace(pool.fit, row=()) if pool.fit is not None else None,
         )
         for pool in fleet.pools
     )

@@ -80,7 +80,7 @@ class Memory(msgspec.Struct, kw_only=True):
             self.windows, self.counts, self.wanted = [], [], []
         since_s = traffic.until_s - settings.sample_s
         self.windows = [one for one in self.windows if one.until_s > since_s][1 - MOST_WINDOWS :]
-        self.windows.append(traffic)
+        self.windows.append(msgspec.structs.replace(traffic, fits=()))
         counts = [one for one in self.counts if one.until_s > traffic.until_s - settings.trend_s]
         self.counts = [*counts, Count(traffic.until_s, traffic.length_s, traffic.arrivals)][-MOST_COUNTS:]
         self.season.learn(traffic.until_s, traffic.length_s, traffic.arrivals)

@@ -10,6 +10,7 @@ from enum import StrEnum
 import msgspec
 from penstock_core.endpoint import Role
 from penstock_core.profile import EngineProfile
+from penstock_core.profile_fit import PoolFit
 from penstock_core.slo import Slo
 from penstock_core.traffic import Window
 
@@ -52,7 +53,9 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     min_replicas: int
     max_replicas: int
     profile: EngineProfile
-    """Declared or fitted: the best that is known of how fast one replica computes."""
+    """Declared, or corrected as `fit` says: the best that is known of how fast one replica computes."""
+    fit: PoolFit | None = None
+    """What `profile` was corrected by; None: it is as declared."""
     start_s: float
     """From asking to ready, measured where any replica has started, else the profile's."""
     accelerators: int = 1

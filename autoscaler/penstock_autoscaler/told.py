@@ -6,6 +6,7 @@
 from collections.abc import Iterable
 
 import msgspec
+from penstock_core.profile_fit import PoolFit
 
 from penstock_autoscaler.decision import Decision
 
@@ -22,6 +23,8 @@ class PoolThen(msgspec.Struct, frozen=True, kw_only=True):
     min_replicas: int
     max_replicas: int
     start_s: float
+    fit: PoolFit | None = None
+    """What its profile was corrected by, without the row; None: it was as declared."""
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from penstock_autoscaler.told import Told, decode_told
 from penstock_core.errors import PenstockError
+from penstock_core.profile_fit import PoolFit
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -95,12 +96,21 @@ def _numbers(one: Told) -> RenderableType:
         table.add_column(heading, overflow="fold")
     for heading in ("ready", "starting", "wanted", "least", "most", "start-up"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("engines take", overflow="fold")
     for pool in one.pools:
         wanted = one.decision.desired.get(pool.name, pool.desired)
         counts = (pool.ready, pool.starting, wanted, pool.min_replicas, pool.max_replicas)
-        table.add_row(pool.name, pool.role, *map(str, counts), f"{pool.start_s:.1f} s")
+        table.add_row(pool.name, pool.role, *map(str, counts), f"{pool.start_s:.1f} s", pace(pool.fit))
     facts = ", ".join(f"{name} {_figure(value)}" for name, value in sorted(one.decision.facts.items()))
     return Group(table, Text(f"Numbers of the newest: {facts}; decided in {one.seconds * 1e3:.0f} ms.\n" if facts else ""))
+
+
+def pace(fit: PoolFit | None) -> str:
+    """Which profile a pool was sized by, in words."""
+    if fit is None:
+        return "what is declared"
+    ratios = f"prefill ×{fit.prefill_ratio:.2f}, decode ×{fit.decode_ratio:.2f}"
+    return f"{ratios} of what {fit.declared} says ({fit.samples} passes measured)"
 
 
 def _figure(value: float) -> str:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from penstock_autoscaler.fits import Fits
 from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, Target
 from penstock_autoscaler.scaler import Scaler
 from penstock_core.endpoint import Role
@@ -21,6 +22,7 @@ from penstock_kvindex.windows import KEPT_S, Windows
 from penstock_simulator.what_if import Replayed
 
 from penstock_cli.data_folder import DataFolder
+from penstock_cli.explain_scaling import pace
 from penstock_cli.plan_answers import Answer, now, targets
 
 
@@ -54,6 +56,10 @@ async def _planned(url: str, model: str, given: Given, goal: float, bounds: tupl
         now_s, traffic = await windows.since(await windows.clock() - KEPT_S)
         replicas = tuple(_replica(one, now_s) for one in workers)
         pools = _pools(workers, bounds)
+        if traffic is not None:
+            fits = Fits()
+            fits.hear(traffic)
+            pools = fits.corrected(pools, now_s)
         seen = Observation(now_s=now_s, target=Target(slo=slo, attainment_ratio=goal), pools=pools, replicas=replicas, traffic=traffic)
         decision = await asyncio.to_thread(brain.step, seen)
         told = len(await store.told(1))
@@ -62,7 +68,8 @@ async def _planned(url: str, model: str, given: Given, goal: float, bounds: tupl
             await one.aclose()
     measured = "no windows of any router" if traffic is None else f"{traffic.arrivals} requests in {traffic.length_s:.0f} s of windows"
     by_whom = "its own autoscaler's decisions: `penstock explain scaling`" if told else "no autoscaler has decided for it"
-    return now(model, decision, {pool.name: pool.desired for pool in pools}, f"From {measured}; {by_whom}.")
+    speeds = "".join(f"; engines of {pool.name} take {pace(pool.fit)}" for pool in pools if pool.fit is not None)
+    return now(model, decision, {pool.name: pool.desired for pool in pools}, f"From {measured}{speeds}; {by_whom}.")
 
 
 async def _model(url: str, model: str) -> tuple[str, Slo]:

@@ -123,6 +123,12 @@ AUTOSCALER_START = Metric(
     ("model", "pool"),
     "From asking for a replica to its being ready, as counted on.",
 )
+AUTOSCALER_FITTED = Metric(
+    "penstock_autoscaler_profile_fitted",
+    "gauge",
+    ("model", "pool"),
+    "1 while the pool is sized by a profile that routers fitted to measured passes, 0 while by the declared one.",
+)
 AUTOSCALER_DECISIONS = Metric("penstock_autoscaler_decisions_total", "counter", ("model", "reason"), "Decisions by their reason.")
 AUTOSCALER_SECONDS = Metric("penstock_autoscaler_decision_seconds", "histogram", ("model",), "Time of one decision.", _SECONDS)
 AUTOSCALER_VALID = Metric("penstock_autoscaler_valid", "gauge", ("model",), "1 while the last decision had data, else 0.")

@@ -7,6 +7,7 @@ form, so that a compiled kernel can take them as rows of an array (`coefficients
 """
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -132,6 +133,29 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
         for index, (tokens, seconds) in enumerate(self.prefill_knots):
             row[FIRST_KNOT + 2 * index : FIRST_KNOT + 2 * index + 2] = tokens, seconds
         return row
+
+    def timed(self, row: Sequence[float]) -> "EngineProfile":
+        """This profile with the seconds of such a row, shape (COEFFICIENTS,); memory, links, bounds and start-up stay.
+
+        Raises ValueError for another shape, and for seconds that are not finite.
+        """
+        if len(row) != COEFFICIENTS:
+            raise ValueError(f"profile {self.name}: row has {len(row)} coefficients; allowed: {COEFFICIENTS}")
+        count = int(row[KNOT_COUNT]) if 0 <= row[KNOT_COUNT] <= KNOTS else 0
+        knots = row[FIRST_KNOT : FIRST_KNOT + 2 * count]
+        if not all(map(math.isfinite, (*row[: DECODE_FLOOR + 1], *row[DECODE_SMALL:TRANSFER_TOKEN], *knots))):
+            raise ValueError(f"profile {self.name}: row has seconds that are not finite; allowed: finite ones")
+        return msgspec.structs.replace(
+            self,
+            prefill_constant_s=row[PREFILL_CONSTANT],
+            prefill_per_token_s=row[PREFILL_TOKEN],
+            prefill_per_token_squared_s=row[PREFILL_SQUARE],
+            prefill_per_cached_pair_s=row[PREFILL_PAIR],
+            prefill_knots=tuple((int(tokens), seconds) for tokens, seconds in zip(knots[::2], knots[1::2], strict=True)),
+            decode_floor_s=row[DECODE_FLOOR],
+            decode_small=DecodePiece(*row[DECODE_SMALL : DECODE_SMALL + 4]),
+            decode_large=None if self.decode_large is None else DecodePiece(*row[DECODE_LARGE : DECODE_LARGE + 4]),
+        )
 
 
 # Columns of `EngineProfile.coefficients()`.

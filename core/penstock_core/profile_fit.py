@@ -6,9 +6,10 @@ recursive least squares with exponential forgetting, here in information form, m
 Identification, §11.2); split-conformal intervals (Lei et al., 2018); Huber's weights for outliers.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Annotated, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,6 +61,37 @@ class FitState(NamedTuple):
     """The same of the declared profile, on the same samples."""
     scale: float
     """Fitted ÷ declared seconds, mean over the range of the features."""
+
+
+class PoolFit(msgspec.Struct, frozen=True, kw_only=True):
+    """What one router, or all of a model together, measured of a pool's engines, for whoever plans with their profile."""
+
+    pool: str
+    declared: str
+    """Name of the profile that was corrected."""
+    row: Annotated[tuple[float, ...], msgspec.Meta(max_length=pc.COEFFICIENTS)] = ()
+    """The profile in force, as `EngineProfile.coefficients`; empty: what is declared holds."""
+    samples: int
+    interval_ratio: float
+    """Width of the wider interval of what is in force ÷ estimate, of the phases that have been measured."""
+    prefill_ratio: float = 1.0
+    """Fitted ÷ declared seconds; 1: as declared."""
+    decode_ratio: float = 1.0
+
+    @property
+    def weight(self) -> tuple[int, float, tuple[float, ...]]:
+        """The larger, the better it is known; beyond MOST_RESIDUALS samples all have seen as much as is remembered."""
+        return min(self.samples, MOST_RESIDUALS), -self.interval_ratio, self.row
+
+
+def best_fits(fits: Iterable[PoolFit]) -> tuple[PoolFit, ...]:
+    """The one that is known best, for each pool, by name: routers see the same engines, each some of their passes."""
+    found: dict[str, PoolFit] = {}
+    for fit in fits:
+        known = found.get(fit.pool)
+        if known is None or fit.weight > known.weight:
+            found[fit.pool] = fit
+    return tuple(found[pool] for pool in sorted(found))
 
 
 class Fit:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock_core.errors import Outcome
+from penstock_core.profile_fit import PoolFit, best_fits
 
 SHED = frozenset({Outcome.SHED, Outcome.QUEUE_FULL, Outcome.QUEUE_TIMEOUT})
 """Never reached an engine, for want of room. What is over a tenant's quota lacks no room and is no demand."""
@@ -71,6 +72,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that the requests placed in the interval had waited in routers' lines, in all."""
     waiting: int = 0
     """In routers' lines at the end of the interval."""
+    fits: tuple[PoolFit, ...] = ()
+    """Pools whose engines are measured well enough to say how fast they compute, one each."""
 
     @property
     def length_s(self) -> float:
@@ -80,7 +83,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 def joined(windows: Sequence[Window]) -> Window:
     """Windows of several routers, or of successive intervals, as one; what the routers sampled stays as it is.
 
-    Waiting requests count from each router's latest interval only by the caller's choice of windows: they are summed over those
+    Waiting requests and fits count from each router's latest interval only by the caller's choice of windows: they are taken from those
     that end last. Raises ValueError for none.
     """
     if not windows:
@@ -100,4 +103,5 @@ def joined(windows: Sequence[Window]) -> Window:
         failed=sum(one.failed for one in windows),
         queue_s=sum(one.queue_s for one in windows),
         waiting=sum(one.waiting for one in windows if one.until_s == until_s),
+        fits=best_fits(fit for one in windows if one.until_s == until_s for fit in one.fits),
     )

@@ -4,14 +4,19 @@
 and in the one it ended in; durations as 32-bit floats. Unknown fields are passed over: an older autoscaler reads a newer router's windows.
 """
 
+from typing import Annotated
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from penstock_core.profile_fit import PoolFit
 from penstock_core.traffic import Ended, Window
 
 MOST_ARRIVALS = 1_024
 """Of one window; of more, evenly chosen ones travel. 50 KB for a full window."""
 MOST_ENDINGS = 1_024
+MOST_FITS = 16
+"""Pools of one model that are told of."""
 _VERSION = 1
 
 
@@ -36,6 +41,7 @@ class _Wire(msgspec.Struct, kw_only=True):
     ttft: bytes
     tpot: bytes
     ok: bytes
+    fits: Annotated[tuple[PoolFit, ...], msgspec.Meta(max_length=MOST_FITS)] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -67,6 +73,7 @@ def encode_window(router: str, window: Window, *, last: bool) -> bytes:
             ttft=_durations(ended.ttft_s[went]),
             tpot=_durations(ended.tpot_s[went]),
             ok=ended.ok[went].astype("u1").tobytes(),
+            fits=window.fits[:MOST_FITS],
         )
     )
 
@@ -97,6 +104,7 @@ def decode_window(wire: bytes) -> tuple[str, Window, bool] | None:
             failed=found.failed,
             queue_s=found.queue_s,
             waiting=found.waiting,
+            fits=found.fits,
         )
     except (msgspec.DecodeError, ValueError):
         return None

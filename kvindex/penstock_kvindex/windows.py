@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Any, cast
 
 import msgspec
+from penstock_core.profile_fit import best_fits
 from penstock_core.traffic import Window, joined
 from redis.asyncio import Redis
 
@@ -113,7 +114,8 @@ def gathered(rows: Sequence[Published], since_s: float, gone_s: float) -> Window
         ends[row.router] = row.window
     whole = joined([row.window for row in fresh])
     still = [window.waiting for router, window in ends.items() if not latest[router].last]
-    return msgspec.structs.replace(whole, since_s=max(since_s, whole.since_s), waiting=sum(still))
+    fits = best_fits(fit for window in ends.values() for fit in window.fits)
+    return msgspec.structs.replace(whole, since_s=max(since_s, whole.since_s), waiting=sum(still), fits=fits)
 
 
 def _seconds(time: tuple[int, int]) -> float:

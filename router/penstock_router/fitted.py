@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from penstock_core import profile as pc
 from penstock_core.endpoint import Endpoint
 from penstock_core.profile import EngineProfile, is_finite_positive
-from penstock_core.profile_fit import FitState, FittedProfile, Passes
+from penstock_core.profile_fit import FitState, FittedProfile, Passes, PoolFit
 
 from penstock_router.beliefs import Beliefs
 
@@ -166,6 +166,34 @@ class FittedProfiles:
             for one in self._classes.values()
             if one.rows
         ]
+
+    def told(self) -> tuple[PoolFit, ...]:
+        """For autoscalers: of each pool what its largest class has come to, once enough passes were measured."""
+        largest: dict[str, _Class] = {}
+        for one in self._classes.values():
+            known = largest.get(one.pool)
+            if one.rows and (known is None or len(one.rows) > len(known.rows)):
+                largest[one.pool] = one
+        fits = (_told(one) for one in largest.values())
+        return tuple(fit for fit in fits if fit is not None)
+
+
+def _told(one: _Class) -> PoolFit | None:
+    """None until a phase has been measured."""
+    states = {"prefill_ratio": one.fit.prefill.state(), "decode_ratio": one.fit.decode.state()}
+    in_force = {name: state for name, state in states.items() if state.in_force}
+    widths = [state.interval_ratio if state.in_force else state.declared_interval_ratio for state in states.values()]
+    measured = [width for width in widths if width is not None]
+    if not measured:
+        return None
+    return PoolFit(
+        pool=one.pool,
+        declared=one.fit.declared.name,
+        row=tuple(one.coefficients.tolist()) if in_force else (),
+        samples=sum(state.samples for state in states.values()),
+        interval_ratio=max(measured),
+        **{name: state.scale for name, state in in_force.items()},
+    )
 
 
 def _expected_s(fit: FittedProfile, seen: Passes) -> float:

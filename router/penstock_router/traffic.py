@@ -1,4 +1,5 @@
-"""Tells autoscalers what a model's requests were like: every few seconds a Window of its Tally goes to Redis, in one task off the path.
+"""Tells autoscalers what a model's requests were like: every few seconds a Window of its Tally goes to Redis, in one task off the path,
+with what was learned of how fast its engines are.
 
 `registered` makes one for each model it follows. Windows end at multiples of their length on Redis' own clock, so those of all routers
 begin and end together. Redis away: requests go on, and what was measured meanwhile is lost.
@@ -8,6 +9,7 @@ import asyncio
 import logging
 import math
 
+import msgspec
 from penstock_core.errors import IndexUnavailable
 from penstock_kvindex.windows import Published, Windows
 
@@ -104,6 +106,7 @@ class TrafficPublisher:
         assert self._ahead_s is not None  # noqa: S101 -- set before anything is published
         served = self._served
         window = self._tally.cut(self._since_s, until_s, self._ahead_s, waiting=served.waiting, ttft_s=served.slo.ttft_s)
+        window = msgspec.structs.replace(window, fits=served.scheduler.profiles.told())
         self._since_s = until_s
         begin_s = asyncio.get_running_loop().time()
         self._hear(await self._windows.publish(Published(self._router, window, last)), begin_s)

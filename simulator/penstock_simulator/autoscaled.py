@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from penstock_autoscaler.decision import Decision
+from penstock_autoscaler.fits import Fits
 from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, Target
 from penstock_autoscaler.scaler import Scaler
 from penstock_autoscaler.split import least_to_lose
@@ -30,7 +31,8 @@ class Tick(msgspec.Struct, frozen=True):
 
 
 class Autoscaled:
-    """State: pools with what was last asked for, when each worker was, who is on the way to another role, and what was decided so far."""
+    """State: pools with what was last asked for, what routers said of engines, when each worker was, who is on the way to another role,
+    and what was decided so far."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Autoscaled:
         self.period_s = period_s
         self.ticks: list[Tick] = []
         self._brain, self._target, self._start_s, self._seen = brain, target, start_s, seen
+        self._fits = Fits()
         self._pools = {pool.role: pool for pool in pools}
         self._asked_s: dict[str, float] = {}
         self._switching: dict[str, Role] = {}
@@ -56,6 +59,9 @@ class Autoscaled:
         seen = self._seen(
             Observation(now_s=view.now_s, target=self._target, pools=tuple(self._pools.values()), replicas=replicas, traffic=view.traffic)
         )
+        if seen.traffic is not None:
+            self._fits.hear(seen.traffic)
+        seen = msgspec.structs.replace(seen, pools=self._fits.corrected(seen.pools, seen.now_s))
         decision = self._brain.step(seen)
         self.ticks.append(Tick(decision, _count(replicas), view.traffic.arrivals, _attainment(view.traffic, self._target)))
         changes: list[Change] = [Drain(late) for late in decision.late]

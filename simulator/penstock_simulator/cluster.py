@@ -88,7 +88,8 @@ class Cluster:
         self._control: Control | None = None
         if setup.make_controller is not None:
             made = setup.make_controller()
-            self._control = Control(made, workload, self._fleet, self._members, self._clock, self._arrival_s, self._outcomes)
+            told = (self._arrival_s, self._outcomes, self._routers.fits)
+            self._control = Control(made, workload, self._fleet, self._members, self._clock, *told)
         self._cells: memoryview[int] = self._fleet.legs.reshape(-1).data
         self._leg_s: memoryview[float] = self._fleet.times.reshape(-1).data  # type: ignore[assignment]
 

@@ -5,12 +5,13 @@ ended, Membership makes the changes true: a worker asked for is paid at once and
 role first ends what it has. No policy, no forecast, no decision here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from penstock_autoscaler.observation import Phase
 from penstock_core.errors import Outcome
+from penstock_core.profile_fit import PoolFit
 from penstock_core.traffic import FAILED, SHED, Ended, Window
 
 from penstock_simulator import engine_model as engines
@@ -33,9 +34,11 @@ class Control:
         clock: Clock,
         arrival_s: NDArray[np.float64],
         outcomes: Sequence[Outcome | None],
+        fits: Callable[[], tuple[PoolFit, ...]],
     ) -> None:
+        """`fits`: what the routers have learned of engines."""
         self._controller, self._workload, self._fleet, self._members, self._clock = controller, workload, fleet, members, clock
-        self._arrival_s, self._outcomes = arrival_s, outcomes
+        self._arrival_s, self._outcomes, self._fits = arrival_s, outcomes, fits
         self.arrived: list[int] = []
         self.ended: list[int] = []
         self._since_s = 0.0
@@ -74,6 +77,7 @@ class Control:
             endings=len(outcomes),
             shed=sum(one in SHED for one in outcomes),
             failed=sum(one in FAILED for one in outcomes),
+            fits=self._fits(),
         )
         return View(traffic=traffic, workers=tuple(self._worker(w) for w in self._members.there()))
 

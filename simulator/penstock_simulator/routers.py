@@ -9,6 +9,7 @@ from functools import partial
 from random import Random
 
 from penstock_core.endpoint import Endpoint, Load
+from penstock_core.profile_fit import PoolFit, best_fits
 from penstock_router.booking import Booking
 from penstock_router.books import Books, Bound, News, Placed, Progress, Shared
 from penstock_router.scheduling import Ask, Options, Scheduler
@@ -52,6 +53,10 @@ class Routers:
         """To all routers at once."""
         for scheduler in self.schedulers:
             scheduler.report(worker_id, load, now)
+
+    def fits(self) -> tuple[PoolFit, ...]:
+        """What all of them together have learned of how fast engines compute, a pool each."""
+        return best_fits(fit for scheduler in self.schedulers for fit in scheduler.profiles.told())
 
     def place(self, requests: Sequence[int], asks: Sequence[Ask], now: float) -> list[tuple[int, Booking | Shared | None]]:
         """(request, booking) of all `requests` of one turn, in the order in which they are placed; router by router."""

@@ -12,6 +12,7 @@ from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, T
 from penstock_autoscaler.ports import Fleet, ScaleFailed
 from penstock_core.endpoint import Role
 from penstock_core.profile import PROFILES
+from penstock_core.profile_fit import PoolFit
 from penstock_core.slo import Slo
 from penstock_core.traffic import Ended, Window
 from penstock_kvindex.scaling import ScalingStore
@@ -119,7 +120,7 @@ class World:
             self.model, signals=self.windows, actuator=self.fleet, brain=brain, store=self.store, figures=self.figures, times=times
         )
 
-    async def publish(self, arrivals: int, router: str = "a") -> None:
+    async def publish(self, arrivals: int, router: str = "a", fits: tuple[PoolFit, ...] = ()) -> None:
         """The router's next window: from the end of its last one to now."""
         now_s = await self.windows.clock()
         since_s = self._until.get(router, now_s - 1.0)
@@ -133,6 +134,7 @@ class World:
             ended=empty,
             arrivals=arrivals,
             endings=0,
+            fits=fits,
         )
         await self.windows.publish(Published(router, window))
 

@@ -5,10 +5,13 @@ import os
 import signal
 from collections.abc import Callable
 
+import msgspec
 from loop_world import Obedient, World
 from penstock_autoscaler.decision import Reason
 from penstock_autoscaler.told import decode_told
 from penstock_cli.redis_server import RedisServer
+from penstock_core.profile import PROFILES
+from penstock_core.profile_fit import PoolFit
 
 
 def test_a_decision_is_carried_out_shown_and_told(redis_url: str, unused_model: str) -> None:
@@ -96,6 +99,38 @@ def test_a_restarted_autoscaler_goes_on_with_its_history(redis_url: str, unused_
             assert brain.arrivals == 15
             assert told is not None
             assert told.times == 2
+
+    asyncio.run(story())
+
+
+def test_pools_are_sized_by_what_routers_measured_of_their_engines(redis_url: str, unused_model: str) -> None:
+    """From the window that says so, over a restart, until routers say that the declaration is as good; users see which it is."""
+    declared = PROFILES["polynomial-reference"]
+    row = tuple(declared.at_speed(0.5).coefficients().tolist())
+    fit = PoolFit(pool="both", declared=declared.name, row=row, samples=400, interval_ratio=0.1, prefill_ratio=2.0, decode_ratio=2.0)
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            brain = Obedient()
+            loop = world.loop(brain)
+            await world.publish(1)
+            await loop.tick()
+            await world.publish(1, fits=(fit,))
+            told = await loop.tick()
+            assert [one.pools[0].profile.prefill_s(1_000) / declared.prefill_s(1_000) for one in brain.seen] == [1.0, 2.0]
+            assert told is not None
+            assert told.pools[0].fit == msgspec.structs.replace(fit, row=())
+            assert world.metric("penstock_autoscaler_profile_fitted", pool="both") == 1
+            assert decode_told(await world.store.told(1)) == [told]
+            await loop.lease.release()
+            brain = Obedient()
+            loop = world.loop(brain)
+            await world.publish(1)
+            await loop.tick()
+            await world.publish(1, fits=(msgspec.structs.replace(fit, row=()),))
+            await loop.tick()
+            assert [one.pools[0].profile.prefill_s(1_000) / declared.prefill_s(1_000) for one in brain.seen] == [2.0, 1.0]
+            assert world.metric("penstock_autoscaler_profile_fitted", pool="both") == 0
 
     asyncio.run(story())
 

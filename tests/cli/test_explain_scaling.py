@@ -9,6 +9,7 @@ from penstock_autoscaler.told import PoolThen, Told
 from penstock_cli.explain_scaling import explained
 from penstock_cli.status import add_scaling
 from penstock_core.errors import PenstockError
+from penstock_core.profile_fit import PoolFit
 from rich.console import Console
 
 
@@ -37,6 +38,15 @@ def test_each_decision_is_a_row_with_its_sizes_its_reason_and_its_words():
     for words in ("10 s", "up", "because of 990.", "Not carried out: the API server is away", "rate 12.5", "5.5 s", "steady"):
         assert words in text
     assert [line.split()[:2] for line in text.splitlines() if "steady" in line] == [["100", "s"]]
+
+
+def test_a_profile_that_was_measured_is_said():
+    """With how far it is from what is declared; else that it is as declared."""
+    row = told(990.0, 1, 3)
+    assert "what is declared" in printed(explained(answer(row))[1])
+    fit = PoolFit(pool="both", declared="fast", row=(1.0,), samples=912, interval_ratio=0.1, prefill_ratio=1.984, decode_ratio=0.5)
+    row["pools"][0]["fit"] = msgspec.to_builtins(fit)
+    assert "prefill ×1.98, decode ×0.50 of what fast says (912 passes measured)" in printed(explained(answer(row))[1])
 
 
 def test_rows_of_another_version_are_passed_over():

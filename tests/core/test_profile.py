@@ -1,5 +1,6 @@
 """Profiles: worked numbers of the published formulae, the two forms of a profile."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,28 @@ from penstock_core.profile import PROFILES, profile_named
 def test_prefill_seconds_are_the_published_ones(name: str, tokens: int, milliseconds: float) -> None:
     """The declared formula, or the interpolated measurement, in seconds."""
     assert PROFILES[name].prefill_s(tokens) == pytest.approx(milliseconds / 1e3, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_a_profile_takes_its_seconds_from_a_row(name: str) -> None:
+    """Its own row gives itself, another speed's row that speed; what is no computing stays."""
+    profile = PROFILES[name]
+    assert profile.timed(profile.coefficients().tolist()) == profile
+    slow = profile.timed(profile.at_speed(0.5).coefficients().tolist())
+    assert slow == msgspec.structs.replace(profile.at_speed(0.5), name=name)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [(columns.PREFILL_TOKEN, float("nan")), (columns.DECODE_SMALL, float("inf")), (columns.DECODE_FLOOR, float("inf"))]
+)
+def test_a_row_without_finite_seconds_is_refused(column: int, value: float) -> None:
+    """So is one of another length."""
+    row = profile_named("polynomial-reference").coefficients().tolist()
+    with pytest.raises(ValueError, match="allowed: 34"):
+        profile_named("polynomial-reference").timed(row[:-1])
+    row[column] = value
+    with pytest.raises(ValueError, match="not finite"):
+        profile_named("polynomial-reference").timed(row)
 
 
 @pytest.mark.parametrize("name", sorted(PROFILES))

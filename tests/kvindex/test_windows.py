@@ -2,19 +2,22 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from penstock_cli.redis_server import RedisServer
 from penstock_core.errors import IndexUnavailable
+from penstock_core.profile import PROFILES
+from penstock_core.profile_fit import PoolFit
 from penstock_core.traffic import Ended, Window
 from penstock_kvindex.calls import connect
-from penstock_kvindex.window_wire import MOST_ARRIVALS, decode_window, encode_window
+from penstock_kvindex.window_wire import MOST_ARRIVALS, MOST_FITS, decode_window, encode_window
 from penstock_kvindex.windows import KEPT_S, Published, Windows, gathered
 
 
-def window(since_s: float, until_s: float, arrivals: int = 4, **fields: float) -> Window:
+def window(since_s: float, until_s: float, arrivals: int = 4, **fields: Any) -> Window:
     """Arrivals evenly spread, as many endings, each of 100 + its number prompt tokens."""
     times = np.linspace(since_s, until_s, arrivals, endpoint=False)
     tokens = np.arange(arrivals) + 100
@@ -35,7 +38,7 @@ def window(since_s: float, until_s: float, arrivals: int = 4, **fields: float) -
         ended=ended,
         arrivals=arrivals,
         endings=arrivals,
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
 
 
@@ -92,6 +95,40 @@ def test_arrays_of_different_lengths_are_no_window() -> None:
     assert decode_window(msgspec.msgpack.encode({**wire, "prompt": wire["prompt"][:-4]})) is None
     assert decode_window(msgspec.msgpack.encode({**wire, "hit": wire["hit"][:-4]})) is None
     assert decode_window(msgspec.msgpack.encode({**wire, "new": 1})) is not None
+
+
+def fit(pool: str = "both", **fields: object) -> PoolFit:
+    row = tuple(PROFILES["polynomial-reference"].at_speed(0.5).coefficients().tolist())
+    made = PoolFit(
+        pool=pool, declared="polynomial-reference", row=row, samples=300, interval_ratio=0.1, prefill_ratio=2.0, decode_ratio=2.0
+    )
+    return msgspec.structs.replace(made, **fields)
+
+
+def test_what_was_learned_of_engines_travels_bounded() -> None:
+    """To the last bit, infinite places of a row too; of more pools than are told of, the first."""
+    sent = [fit(f"pool-{n}") for n in range(MOST_FITS + 5)]
+    _, got, _ = decode_window(encode_window("r", window(0.0, 5.0, fits=tuple(sent)), last=False)) or pytest.fail("unreadable")
+    assert list(got.fits) == sent[:MOST_FITS]
+    wire = msgspec.msgpack.decode(encode_window("r", got, last=False))
+    long = {**msgspec.to_builtins(sent[0]), "row": [1.0] * 1_000}
+    assert decode_window(msgspec.msgpack.encode({**wire, "fits": [long]})) is None
+
+
+def test_of_several_routers_the_one_that_knows_an_engine_best_is_believed() -> None:
+    """Each one's latest word counts: more samples, then the narrower interval; what a router said before it is not its word any more."""
+    known, vague = fit(samples=9_000, interval_ratio=0.05), fit(samples=9_000, interval_ratio=0.2)
+    fresh, forgotten = fit(samples=210, interval_ratio=0.01), fit(samples=50_000, interval_ratio=0.01)
+    rows = [
+        Published("a", window(0.0, 5.0, fits=(forgotten,))),
+        Published("a", window(5.0, 10.0, fits=(vague, fit("decode")))),
+        Published("b", window(5.0, 10.0, fits=(known,))),
+        Published("c", window(5.0, 10.0, fits=(fresh,))),
+    ]
+    for order in (rows, rows[::-1]):
+        whole = gathered(order, 0.0, -20.0)
+        assert whole is not None
+        assert whole.fits == (known, fit("decode"))
 
 
 def test_routers_add_up_and_every_window_is_read_once(redis_url: str, unused_model: str) -> None:

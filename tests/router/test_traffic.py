@@ -6,7 +6,9 @@ import os
 import signal
 
 import numpy as np
+import pytest
 from penstock_core.errors import Outcome
+from penstock_core.profile_fit import Passes
 from penstock_core.traffic import Window, joined
 from penstock_dataplane.client import Origin
 from penstock_kvindex.redis import RedisIndex
@@ -111,6 +113,38 @@ def test_two_routers_add_up(play, redis_url, unused_model):
             assert np.nanmin(whole.ended.ttft_s) >= 0
         finally:
             await other.close()
+            await index.aclose()
+            await windows.aclose()
+
+    play(scenario)
+
+
+def test_what_a_router_learned_of_engines_is_told_with_its_windows(play, redis_url, unused_model):
+    """An autoscaler reads the profile that the router places by."""
+
+    async def scenario(world):
+        a = await world.upstream("a")
+        index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
+        try:
+            since_s = await windows.clock()
+            await index.register(record(a, unused_model))
+            served = await start_router(world, redis_url, unused_model, traffic_window_s=WINDOW_S)
+            await world.until(lambda: len(served.live) == 1, "the worker")
+            profiles, declared = served.scheduler.profiles, served.live[0].record.profile
+            for batch in range(12):
+                for i in range(32):
+                    tokens = 50 + 29 * i
+                    profiles.take(0, Passes(((float(tokens), 0.0),), 0, 0.0, 0.0, 3.0 * declared.prefill_s(tokens)))
+                profiles.learn(float(batch + 1))
+            told = ()
+            async with asyncio.timeout(50):
+                while not told:
+                    _, window = await windows.since(since_s)
+                    told = window.fits if window is not None else ()
+                    await asyncio.sleep(WINDOW_S / 4)
+            assert [(fit.pool, fit.declared) for fit in told] == [(served.live[0].record.pool, declared.name)]
+            assert declared.timed(told[0].row).prefill_s(700) == pytest.approx(3.0 * declared.prefill_s(700), rel=0.02)
+        finally:
             await index.aclose()
             await windows.aclose()
 

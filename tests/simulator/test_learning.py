@@ -1,10 +1,13 @@
 """What the router learns while it serves simulated fleets, with wrong declarations."""
 
 import pytest
+from penstock_autoscaler.observation import Pool, Target
+from penstock_autoscaler.scaler import Scaler
 from penstock_core.endpoint import Role
 from penstock_core.profile import DEFAULT_PROFILE
 from penstock_core.slo import Slo
-from penstock_simulator.cluster import Cluster
+from penstock_simulator.autoscaled import Autoscaled
+from penstock_simulator.cluster import Cluster, replay
 from penstock_simulator.generate import generate, parse_traffic
 from penstock_simulator.setup import Setup, WorkerSpec
 
@@ -34,6 +37,25 @@ def test_a_wrong_declared_profile_is_corrected(speed, divided):
         if divided:
             idle = decode if w == 0 else prefill
             assert list(idle) == list(wrong[7:11] if w == 0 else wrong[:3])
+
+
+def test_the_autoscaler_is_told_what_routers_learned():
+    """Declared twice as fast as they are: once the fit has converged, the brain sizes by the truth within 4 %, and says so."""
+    declared = DEFAULT_PROFILE.at_speed(2.0)
+    pool = Pool(name="both", role=Role.BOTH, desired=2, min_replicas=2, max_replicas=2, profile=declared, start_s=10.0)
+    seen = []
+    loop = Autoscaled(Scaler(), Target(slo=Slo(2.0, 0.05)), [pool], 15.0, seen=lambda one: one)
+    step = loop._brain.step
+    loop._brain.step = lambda one: (seen.append(one.pools[0]), step(one))[1]
+    workers = tuple(WorkerSpec(id=f"w{i}", declared=declared) for i in range(2))
+    workload = generate(parse_traffic("poisson:requests=1200,rate=5,prompt_tokens=1500,output_tokens=120"))
+    replay(workload, Setup(workers=workers, slo=Slo(2.0, 0.05), make_controller=lambda: loop))
+    assert (seen[0].profile, seen[0].fit) == (declared, None)
+    assert seen[-1].fit is not None
+    for tokens in (300, 1_500, 5_000):
+        assert seen[-1].profile.prefill_s(tokens) == pytest.approx(DEFAULT_PROFILE.prefill_s(tokens), rel=0.04)
+    for context in (3_000.0, 15_000.0):
+        assert seen[-1].profile.decode_s(5, context) == pytest.approx(DEFAULT_PROFILE.decode_s(5, context), rel=0.04)
 
 
 def test_an_endpoint_slower_than_its_class_is_known_as_slow():

@@ -138,6 +138,7 @@ def test_rows_follow_the_fit_and_go_back_when_it_is_not_trusted(build):
     """Endpoints of a class get the coefficients in force, late comers too; wild measurements bring the declared ones back."""
     scheduler = build.scheduler([build.endpoint("a"), build.endpoint("b")])
     profiles, row, rows = scheduler.profiles, scheduler._row_of_id["a"], scheduler.beliefs.rows
+    assert profiles.told() == ()
     declared = build.ROUND.coefficients()
 
     def feed(batches, factor, begin):
@@ -157,7 +158,13 @@ def test_rows_follow_the_fit_and_go_back_when_it_is_not_trusted(build):
     assert rows[scheduler._row_of_id["c"], 1] == rows[row, 1]
     (state,) = profiles.states()
     assert (state.endpoints, state.prefill.in_force, state.decode.in_force) == (2, True, False)
+    (told,) = profiles.told()
+    assert (told.pool, told.declared, told.decode_ratio) == (state.pool, state.profile, 1.0)
+    assert told.prefill_ratio == pytest.approx(2.0, rel=0.05)
+    assert seconds(told.row) == seconds(rows[row])
     feed(20, (0.5, 4.0), 30.0)
     assert rows[row, 1] == declared[1]
+    (told,) = profiles.told()
+    assert (told.row, told.prefill_ratio) == ((), 1.0)
     feed(20, 2.0, 60.0)
     assert seconds(rows[row]) == pytest.approx(2 * seconds(declared), rel=0.05)
