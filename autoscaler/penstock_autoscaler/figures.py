@@ -8,6 +8,7 @@ from penstock_core.metric_names import Metric
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from penstock_autoscaler.decision import Decision
+from penstock_autoscaler.starts import PHASES
 from penstock_autoscaler.told import PoolThen
 
 
@@ -20,6 +21,7 @@ class Figures:
         self._ready = self._gauge(metric_names.AUTOSCALER_READY)
         self._starting = self._gauge(metric_names.AUTOSCALER_STARTING)
         self._start = self._gauge(metric_names.AUTOSCALER_START)
+        self._phases = self._gauge(metric_names.AUTOSCALER_START_PHASE)
         self._fitted = self._gauge(metric_names.AUTOSCALER_FITTED)
         self._valid = self._gauge(metric_names.AUTOSCALER_VALID)
         self._leader = self._gauge(metric_names.AUTOSCALER_LEADER)
@@ -38,6 +40,9 @@ class Figures:
             self._ready.labels(model, pool.name, pool.role).set(pool.ready)
             self._starting.labels(model, pool.name, pool.role).set(pool.starting)
             self._start.labels(model, pool.name).set(pool.start_s)
+            if pool.start is not None:
+                for name in PHASES:
+                    self._phases.labels(model, pool.name, name.removesuffix("_s")).set(getattr(pool.start, name))
             self._fitted.labels(model, pool.name).set(pool.fit is not None)
 
     def failed(self, model: str, step: str) -> None:

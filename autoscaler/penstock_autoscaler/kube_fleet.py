@@ -18,7 +18,7 @@ from penstock_kvindex.index import Registry
 from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.kube_api import MANAGER
 from penstock_autoscaler.kube_owners import Hands, Owner, autoscaler_of, owner_by_hand, setter_of
-from penstock_autoscaler.kube_replicas import Starts, pod_facts, replica_of
+from penstock_autoscaler.kube_replicas import pod_facts, replica_of
 from penstock_autoscaler.kube_telling import CONFLICT, Told
 from penstock_autoscaler.observation import Pool, Target
 from penstock_autoscaler.ports import Fleet, ScaleFailed
@@ -69,7 +69,7 @@ class RegistryReader(Protocol):
 
 
 class KubeFleet:
-    """See the module. State: start-ups and profiles seen, what the last look found, and who else sizes which pool."""
+    """See the module. State: profiles seen, what the last look found, and who else sizes which pool."""
 
     def __init__(self, namespace: str, name: str, scope: Scope, registry: RegistryReader, clock: Callable[[], float]) -> None:
         """`clock` gives epoch seconds."""
@@ -77,7 +77,6 @@ class KubeFleet:
         self._scope = scope
         self._registry = registry
         self._clock = clock
-        self._starts = Starts()
         self._hands = Hands()
         self._profiles: dict[str, EngineProfile] = {}
         self._seen: Seen | None = None
@@ -98,16 +97,15 @@ class KubeFleet:
             raise ScaleFailed(f"the registry cannot be read: {error}") from None
         epoch_s = self._clock()
         pods = [pod for pod in map(pod_facts, seen.pods) if pod is not None]
-        self._starts.see(pods)
         self._profiles |= {row.record.pool: row.record.profile for row in rows if row.lease_s > 0}
         self._seen, self._spec, self._owners = seen, spec, self._others(seen, spec, epoch_s)
-        loads = {row.record.id: row.load for row in rows}
+        known = {row.record.id: row for row in rows}
         roles = {pool.name: pool.role.worker_role for pool in spec.pools}
         return Fleet(
             target=_target(spec),
             pools=tuple(self._pool(spec, pool, seen) for pool in spec.pools if pool.name in seen.pools),
             replicas=tuple(
-                replica_of(pod, roles.get(pod.pool, Role.BOTH), loads.get(pod.uid), now_s - epoch_s) for pod in pods if pod.pool in roles
+                replica_of(pod, roles.get(pod.pool, Role.BOTH), known.get(pod.uid), now_s - epoch_s) for pod in pods if pod.pool in roles
             ),
             paused="scaling.paused is true" if spec.scaling.paused else "",
             overridden={name: owner.words for name, owner in self._owners.items()},
@@ -168,7 +166,6 @@ class KubeFleet:
         size = _size(seen.pools[pool.name])
         least, most = (size, size) if pool.autoscaling is None else (pool.autoscaling.min_replicas, pool.autoscaling.max_replicas)
         profile = self._profiles.get(pool.name) or _declared(spec.engine.profile_name)
-        measured_s = self._starts.of(pool.name)
         return Pool(
             name=pool.name,
             role=pool.role.worker_role,
@@ -176,7 +173,7 @@ class KubeFleet:
             min_replicas=least,
             max_replicas=most,
             profile=profile,
-            start_s=profile.start_s if measured_s is None else measured_s,
+            start_s=profile.start_s,
             accelerators=pool.parallelism.tensor * pool.parallelism.pipeline,
         )
 

@@ -4,21 +4,19 @@
 has been asked for and what serves, the registry how much each has to do. Pure.
 """
 
-from collections.abc import Iterable, Mapping
-from statistics import median
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from penstock_core.api_terms import DRAIN_ANNOTATION, POOL_LABEL
-from penstock_core.endpoint import Load, Role
+from penstock_core.endpoint import Load, Role, StartUp
+from penstock_kvindex.index import Registered
 
 from penstock_autoscaler.kube_owners import seconds_of
-from penstock_autoscaler.observation import Phase, Replica
+from penstock_autoscaler.observation import Phase, Replica, Start
+from penstock_autoscaler.starts import start_of
 
 Raw = Mapping[str, Any]
-
-_MOST_STARTS = 32
-"""Start-ups of a pool that its start_s is measured from: the latest."""
 
 
 class PodFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +27,10 @@ class PodFacts(msgspec.Struct, frozen=True, kw_only=True):
     phase: Phase
     created_s: float
     ready_s: float | None
+    scheduled_s: float | None
+    """When a node was found for it."""
+    running_s: float | None
+    """When its container was started, the image being there."""
     restarted: bool
     """Its container has been started more than once: when it became ready says nothing about a start."""
 
@@ -38,21 +40,29 @@ def pod_facts(raw: Raw) -> PodFacts | None:
     metadata, status = raw["metadata"], raw.get("status") or {}
     if status.get("phase") in ("Failed", "Succeeded"):
         return None
-    ready = next((one for one in status.get("conditions") or () if one.get("type") == "Ready" and one.get("status") == "True"), None)
+    true_s = {
+        str(one.get("type")): seconds_of(one.get("lastTransitionTime"))
+        for one in status.get("conditions") or ()
+        if one.get("status") == "True"
+    }
+    containers = status.get("containerStatuses") or ()
+    running_s = [seconds_of(((one.get("state") or {}).get("running") or {}).get("startedAt")) for one in containers]
     leaving = metadata.get("deletionTimestamp") or (metadata.get("annotations") or {}).get(DRAIN_ANNOTATION)
     return PodFacts(
         uid=metadata["uid"],
         pool=(metadata.get("labels") or {}).get(POOL_LABEL, ""),
-        phase=Phase.DRAINING if leaving else Phase.READY if ready is not None else Phase.STARTING,
+        phase=Phase.DRAINING if leaving else Phase.READY if "Ready" in true_s else Phase.STARTING,
         created_s=seconds_of(metadata.get("creationTimestamp")),
-        ready_s=seconds_of(ready.get("lastTransitionTime")) if ready is not None else None,
-        restarted=any(one.get("restartCount") for one in status.get("containerStatuses") or ()),
+        ready_s=true_s.get("Ready"),
+        scheduled_s=true_s.get("PodScheduled"),
+        running_s=max(filter(None, running_s), default=None),
+        restarted=any(one.get("restartCount") for one in containers),
     )
 
 
-def replica_of(pod: PodFacts, role: Role, load: Load | None, ahead_s: float) -> Replica:
-    """`ahead_s`: what must be added to epoch seconds for the clock of the Windows."""
-    told = load or Load()
+def replica_of(pod: PodFacts, role: Role, row: Registered | None, ahead_s: float) -> Replica:
+    """`row`: what the registry has of it; `ahead_s`: what must be added to epoch seconds for the clock of the Windows."""
+    told = (row.load if row is not None else None) or Load()
     return Replica(
         id=pod.uid,
         pool=pod.pool,
@@ -60,6 +70,7 @@ def replica_of(pod: PodFacts, role: Role, load: Load | None, ahead_s: float) -> 
         phase=Phase.DRAINING if told.draining else pod.phase,
         asked_s=pod.created_s + ahead_s,
         ready_s=None if pod.ready_s is None else pod.ready_s + ahead_s,
+        start=_start(pod, row.record.start_up if row is not None else None),
         running=told.running,
         waiting=told.waiting,
         prefill_tokens=told.prefill_tokens,
@@ -68,23 +79,16 @@ def replica_of(pod: PodFacts, role: Role, load: Load | None, ahead_s: float) -> 
     )
 
 
-class Starts:
-    """How long the replicas of one ModelService took from asked-for to ready. State: the latest start-ups of each pool, by Pod."""
-
-    def __init__(self) -> None:
-        self._took_s: dict[str, dict[str, float]] = {}
-
-    def see(self, pods: Iterable[PodFacts]) -> None:
-        """Note those that are ready; the first word about each stands, since a Pod may lose its readiness and find it again."""
-        for pod in pods:
-            if pod.ready_s is None or pod.restarted or pod.phase is not Phase.READY:
-                continue
-            took_s = self._took_s.setdefault(pod.pool, {})
-            took_s.setdefault(pod.uid, max(0.0, pod.ready_s - pod.created_s))
-            while len(took_s) > _MOST_STARTS:
-                del took_s[next(iter(took_s))]
-
-    def of(self, pool: str) -> float | None:
-        """The median of those seen, in seconds; None: none was."""
-        took_s = self._took_s.get(pool)
-        return median(took_s.values()) if took_s else None
+def _start(pod: PodFacts, own: StartUp | None) -> Start | None:
+    """The API server says when it was asked for, scheduled, run and ready, to the second; the worker what it did meanwhile."""
+    if pod.ready_s is None or pod.restarted or pod.phase is not Phase.READY:
+        return None
+    scheduled_s = pod.created_s if pod.scheduled_s is None else pod.scheduled_s
+    running_s = scheduled_s if pod.running_s is None else pod.running_s
+    return start_of(
+        pod.uid,
+        max(0.0, pod.ready_s - pod.created_s),
+        schedule_s=max(0.0, scheduled_s - pod.created_s),
+        pull_s=max(0.0, running_s - scheduled_s),
+        own=own,
+    )

@@ -18,8 +18,9 @@ from penstock_autoscaler.decision import Decision
 from penstock_autoscaler.figures import Figures
 from penstock_autoscaler.fits import Fits, HeardFit
 from penstock_autoscaler.lease import Lease
-from penstock_autoscaler.observation import Observation, Phase
+from penstock_autoscaler.observation import Observation, Phase, Start
 from penstock_autoscaler.ports import Actuator, Brain, Fleet, ScaleFailed, Signals, Store
+from penstock_autoscaler.starts import Starts
 from penstock_autoscaler.told import PoolThen, Told, decode_told, encode_told, follows
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,12 @@ class LoopTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Saved(msgspec.Struct):
-    """What goes into the store: how far the traffic has been read, the brain's own memory, and what is known of engines."""
+    """What goes into the store: how far the traffic has been read, the brain's own memory, what is known of engines and their starts."""
 
     since_s: float
     brain: bytes
     fits: list[HeardFit] = []
+    starts: dict[str, list[Start]] = {}
 
 
 class _Thought(msgspec.Struct):
@@ -95,6 +97,7 @@ class ScalingLoop:
         self._wakeable = wakeable
         self._since_s: float | None = None
         self._fits = Fits()
+        self._starts = Starts()
         self._last: Told | None = None
         self._clock: tuple[float, float] | None = None  # the Windows' clock and ours (loop time), at one moment
         self._restored = False
@@ -166,7 +169,7 @@ class ScalingLoop:
                 saved = msgspec.msgpack.decode(kept, type=_Saved)
                 self._brain.restore(saved.brain)
                 self._since_s = min(now_s, saved.since_s)
-                self._fits = Fits(saved.fits)
+                self._fits, self._starts = Fits(saved.fits), Starts(saved.starts)
             except (msgspec.DecodeError, ValueError) as error:
                 log.warning("what the last autoscaler remembered cannot be read: %s", error, extra={"facts": {"model": self.model}})
         self._restored = self.lease.held
@@ -193,7 +196,8 @@ class ScalingLoop:
         except (ScaleFailed, TimeoutError) as error:
             self._fail("look", error)
             return None
-        return msgspec.structs.replace(fleet, pools=self._fits.corrected(fleet.pools, now_s))
+        self._starts.see(fleet.replicas)
+        return msgspec.structs.replace(fleet, pools=self._starts.measured(self._fits.corrected(fleet.pools, now_s)))
 
     async def _decide(self, now_s: float, fleet: Fleet, traffic: Window | None) -> Decision | None:
         """The brain's word, from a thread of its own: a what-if takes up to seconds, and the lease must be renewed meanwhile."""
@@ -256,7 +260,8 @@ class ScalingLoop:
         if not self.lease.held:
             return
         assert self._since_s is not None  # noqa: S101 -- _remember has set it
-        memory = msgspec.msgpack.encode(_Saved(self._since_s, await asyncio.to_thread(self._brain.saved), self._fits.kept(decision.at_s)))
+        brain = await asyncio.to_thread(self._brain.saved)
+        memory = msgspec.msgpack.encode(_Saved(self._since_s, brain, self._fits.kept(decision.at_s), self._starts.kept()))
         try:
             if not await self._store.keep(self.lease.who, memory, encode_told(self._last), again=again):
                 self.lease.lost()
@@ -285,6 +290,7 @@ def _pools_then(fleet: Fleet) -> tuple[PoolThen, ...]:
             min_replicas=pool.min_replicas,
             max_replicas=pool.max_replicas,
             start_s=pool.start_s,
+            start=pool.start,
             fit=msgspec.structs.replace(pool.fit, row=()) if pool.fit is not None else None,
         )
         for pool in fleet.pools

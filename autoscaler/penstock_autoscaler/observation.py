@@ -24,6 +24,27 @@ class Phase(StrEnum):
     """It takes nothing new and leaves, or changes its role, when it is empty."""
 
 
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """How one replica's start went: seconds of each phase, in this order."""
+
+    name: str
+    """Another start has another name, the same replica's too."""
+    schedule_s: float = 0.0
+    """Until it had a machine."""
+    pull_s: float = 0.0
+    """Until its process was started: its image was there."""
+    process_s: float = 0.0
+    """Until its own code was loaded."""
+    engine_s: float = 0.0
+    """Until its engine had its model loaded and was warm."""
+    rest_s: float = 0.0
+    """Until it was seen to be ready."""
+
+    @property
+    def total_s(self) -> float:
+        return self.schedule_s + self.pull_s + self.process_s + self.engine_s + self.rest_s
+
+
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """One replica at the moment of the decision."""
 
@@ -35,6 +56,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """When it was asked for; what it costs counts from then on."""
     ready_s: float | None = None
     """When it became ready; None while it starts."""
+    start: Start | None = None
+    """None while it starts, and where that is not known (its container was started anew since)."""
     running: int = 0
     waiting: int = 0
     prefill_tokens: int = 0
@@ -57,7 +80,9 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     fit: PoolFit | None = None
     """What `profile` was corrected by; None: it is as declared."""
     start_s: float
-    """From asking to ready, measured where any replica has started, else the profile's."""
+    """From asking to ready: measured where any replica has started, else the profile's."""
+    start: Start | None = None
+    """Its phases where it was measured: the median of each."""
     accelerators: int = 1
     """Of one replica: what it costs a second."""
     can_switch: bool = False

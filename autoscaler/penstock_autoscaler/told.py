@@ -9,6 +9,7 @@ import msgspec
 from penstock_core.profile_fit import PoolFit
 
 from penstock_autoscaler.decision import Decision
+from penstock_autoscaler.observation import Start
 
 
 class PoolThen(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +24,8 @@ class PoolThen(msgspec.Struct, frozen=True, kw_only=True):
     min_replicas: int
     max_replicas: int
     start_s: float
+    start: Start | None = None
+    """Its phases; None: nothing has started yet, and start_s is the profile's."""
     fit: PoolFit | None = None
     """What its profile was corrected by, without the row; None: it was as declared."""
 

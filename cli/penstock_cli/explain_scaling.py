@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from penstock_autoscaler.told import Told, decode_told
+from penstock_autoscaler.starts import PHASES
+from penstock_autoscaler.told import PoolThen, Told, decode_told
 from penstock_core.errors import PenstockError
 from penstock_core.profile_fit import PoolFit
 from rich.box import SIMPLE_HEAD
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 MOST = 200
 """Decisions that are kept."""
 _TEN_MILLION = 1e7
+_SHORTEST_S = 0.05
+"""Of a phase that is shown."""
 
 
 PATH = "/admin/scaling"
@@ -94,15 +97,24 @@ def _numbers(one: Told) -> RenderableType:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for heading in ("pool", "role"):
         table.add_column(heading, overflow="fold")
-    for heading in ("ready", "starting", "wanted", "least", "most", "start-up"):
+    for heading in ("ready", "starting", "wanted", "least", "most"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("start-up", overflow="fold")
     table.add_column("engines take", overflow="fold")
     for pool in one.pools:
         wanted = one.decision.desired.get(pool.name, pool.desired)
         counts = (pool.ready, pool.starting, wanted, pool.min_replicas, pool.max_replicas)
-        table.add_row(pool.name, pool.role, *map(str, counts), f"{pool.start_s:.1f} s", pace(pool.fit))
+        table.add_row(pool.name, pool.role, *map(str, counts), _start_up(pool), pace(pool.fit))
     facts = ", ".join(f"{name} {_figure(value)}" for name, value in sorted(one.decision.facts.items()))
     return Group(table, Text(f"Numbers of the newest: {facts}; decided in {one.seconds * 1e3:.0f} ms.\n" if facts else ""))
+
+
+def _start_up(pool: PoolThen) -> str:
+    """How long a start takes, and in which phases."""
+    if pool.start is None:
+        return f"{pool.start_s:.1f} s (declared)"
+    phases = ((name.removesuffix("_s"), getattr(pool.start, name)) for name in PHASES)
+    return f"{pool.start_s:.1f} s ({', '.join(f'{name} {took:.1f}' for name, took in phases if took >= _SHORTEST_S)})"
 
 
 def pace(fit: PoolFit | None) -> str:

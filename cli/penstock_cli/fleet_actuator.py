@@ -8,9 +8,10 @@ import time
 from collections.abc import Mapping
 
 from penstock_autoscaler.decision import Decision
-from penstock_autoscaler.observation import Phase, Pool, Replica, Target
+from penstock_autoscaler.observation import Phase, Pool, Replica, Start, Target
 from penstock_autoscaler.ports import Fleet as Seen
 from penstock_autoscaler.ports import ScaleFailed
+from penstock_autoscaler.starts import start_of
 from penstock_core.profile import EngineProfile
 from penstock_worker.config import WorkerConfig
 from penstock_worker.fleet import Fleet, FleetWorker
@@ -69,7 +70,6 @@ class FleetActuator:
         desired = self._fleet.desired[name]
         bounds = self._bounds.get(name, Bounds(desired, desired))
         profile = effective_profile(config)
-        measured_s = self._fleet.start_s(name)
         return Pool(
             name=name,
             role=config.role,
@@ -77,7 +77,7 @@ class FleetActuator:
             min_replicas=bounds.least,
             max_replicas=bounds.most,
             profile=profile,
-            start_s=measured_s if measured_s is not None else profile.start_s,
+            start_s=profile.start_s,
             can_switch=config.engine == "sim",
         )
 
@@ -93,12 +93,21 @@ class FleetActuator:
             phase=_PHASES[worker.phase],
             asked_s=worker.asked_s + later_s,
             ready_s=worker.ready_s + later_s if worker.ready_s is not None else None,
+            start=_start(worker),
             running=load.running if load is not None else 0,
             waiting=load.waiting if load is not None else 0,
             prefill_tokens=load.prefill_tokens if load is not None else 0,
             kv_used_tokens=load.kv_used_tokens if load is not None else 0,
             kv_tokens=load.kv_total_tokens if load is not None else 0,
         )
+
+
+def _start(worker: FleetWorker) -> Start | None:
+    """Nothing is scheduled or pulled on one machine: the worker's own phases, and what it took to start and to see it."""
+    own = worker.state.start_up if worker.state is not None else None
+    if worker.ready_s is None or own is None:
+        return None
+    return start_of(f"{worker.id} {own.began_s:.3f}", worker.ready_s - worker.asked_s, own=own)
 
 
 def effective_profile(config: WorkerConfig) -> EngineProfile:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from penstock_autoscaler.fits import Fits
 from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, Target
 from penstock_autoscaler.scaler import Scaler
+from penstock_autoscaler.starts import Starts, start_of
 from penstock_core.endpoint import Role
 from penstock_core.errors import PenstockError
 from penstock_core.slo import DEFAULT_SLO, Slo
@@ -55,7 +56,9 @@ async def _planned(url: str, model: str, given: Given, goal: float, bounds: tupl
         # Asked anew rather than gone on from a running autoscaler's memory, which has read the latest windows already.
         now_s, traffic = await windows.since(await windows.clock() - KEPT_S)
         replicas = tuple(_replica(one, now_s) for one in workers)
-        pools = _pools(workers, bounds)
+        starts = Starts()
+        starts.see(replicas)
+        pools = starts.measured(_pools(workers, bounds))
         if traffic is not None:
             fits = Fits()
             fits.hear(traffic)
@@ -107,7 +110,7 @@ def _pools(workers: Sequence[Registered], bounds: tuple[int, int]) -> tuple[Pool
 
 def _replica(one: Registered, now_s: float) -> Replica:
     load = one.load
-    draining = load is not None and load.draining
+    draining, own = load is not None and load.draining, one.record.start_up
     return Replica(
         id=one.record.id,
         pool=one.record.pool,
@@ -120,6 +123,7 @@ def _replica(one: Registered, now_s: float) -> Replica:
         prefill_tokens=load.prefill_tokens if load is not None else 0,
         kv_used_tokens=load.kv_used_tokens if load is not None else 0,
         kv_tokens=one.record.kv_total_tokens,
+        start=start_of(one.record.id, own.ready_s - own.began_s, own=own) if own is not None else None,
     )
 
 

@@ -123,6 +123,12 @@ AUTOSCALER_START = Metric(
     ("model", "pool"),
     "From asking for a replica to its being ready, as counted on.",
 )
+AUTOSCALER_START_PHASE = Metric(
+    "penstock_autoscaler_start_phase_seconds",
+    "gauge",
+    ("model", "pool", "phase"),
+    "Of measured starts, the median of a phase: schedule, pull, process, engine, rest. Absent where nothing has started yet.",
+)
 AUTOSCALER_FITTED = Metric(
     "penstock_autoscaler_profile_fitted",
     "gauge",

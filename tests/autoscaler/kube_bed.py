@@ -68,8 +68,18 @@ class KubeBed:
             accepted(self.plane.apply(body, manager=OPERATOR_MANAGER))
         return made
 
-    def pod(self, pool: str, name: str, *, ready_after_s: float | None = None, service: str = "llama", **annotations: str) -> str:
-        """A leading Pod that no node runs, ready so many seconds after it was made, if at all; gives its uid."""
+    def pod(
+        self,
+        pool: str,
+        name: str,
+        *,
+        ready_after_s: float | None = None,
+        run_after_s: float | None = None,
+        service: str = "llama",
+        **annotations: str,
+    ) -> str:
+        """A leading Pod that no node runs, ready so many seconds after it was made, if at all, its container started so many after, if that
+        is said; gives its uid."""
         labels = {SERVICE_LABEL: service, POOL_LABEL: pool, RANK_LABEL: "0"}
         metadata = {"name": name, "namespace": self.namespace, "labels": labels, "annotations": annotations}
         spec = {"containers": [{"name": "worker", "image": "penstock:1"}], "nodeSelector": {"there": "is-none"}}
@@ -78,8 +88,14 @@ class KubeBed:
         if ready_after_s is not None:
             created_s = datetime.fromisoformat(made["metadata"]["creationTimestamp"]).timestamp()
             ready = {"type": "Ready", "status": "True", "lastTransitionTime": stamp(created_s + ready_after_s)}
+            told: Object = {"phase": "Running", "conditions": [ready]}
+            if run_after_s is not None:
+                told["conditions"].append({"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp(created_s + 2)})
+                running = {"running": {"startedAt": stamp(created_s + run_after_s)}}
+                container = {"name": "worker", "ready": True, "restartCount": 0, "image": "penstock:1", "imageID": "", "state": running}
+                told["containerStatuses"] = [container]
             status = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": self.namespace}}
-            accepted(self.plane.apply({**status, "status": {"phase": "Running", "conditions": [ready]}}, status=True, force=True))
+            accepted(self.plane.apply({**status, "status": told}, status=True, force=True))
         return str(made["metadata"]["uid"])
 
     def scale_by_hand(self, pool: str, replicas: int) -> None:

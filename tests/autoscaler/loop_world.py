@@ -8,7 +8,7 @@ import numpy as np
 from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.figures import Figures
 from penstock_autoscaler.loop import LoopTimes, ScalingLoop
-from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, Target
+from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, Start, Target
 from penstock_autoscaler.ports import Fleet, ScaleFailed
 from penstock_core.endpoint import Role
 from penstock_core.profile import PROFILES
@@ -28,6 +28,7 @@ class FleetInMemory:
         self.carried_out: list[Decision] = []
         self.broken = ""
         self.least = 0
+        self.start: Start | None = None
 
     async def look(self, now_s: float) -> Fleet:
         self._fail()
@@ -44,7 +45,7 @@ class FleetInMemory:
             for name, count in self.desired.items()
         )
         replicas = tuple(
-            Replica(id=f"{name}-{n}", pool=name, role=Role.BOTH, phase=Phase.READY, asked_s=now_s - 9, ready_s=now_s - 8)
+            Replica(id=f"{name}-{n}", pool=name, role=Role.BOTH, phase=Phase.READY, asked_s=now_s - 9, ready_s=now_s - 8, start=self.start)
             for name, count in self.desired.items()
             for n in range(count)
         )

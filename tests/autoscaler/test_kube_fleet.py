@@ -9,9 +9,9 @@ from kube_bed import ACCOUNT, KubeBed, decided
 from penstock_autoscaler.decision import Reason
 from penstock_autoscaler.kube_api import Changed
 from penstock_autoscaler.kube_fleet import KubeFleet
-from penstock_autoscaler.observation import Phase
+from penstock_autoscaler.observation import Phase, Start
 from penstock_autoscaler.rights import RULES
-from penstock_core.endpoint import Load, Role, WorkerRecord
+from penstock_core.endpoint import Load, Role, StartUp, WorkerRecord
 from penstock_core.profile import PROFILES
 from penstock_kvindex.redis import RedisIndex
 
@@ -41,7 +41,7 @@ def test_a_look_gives_bounds_targets_and_replicas(bed: KubeBed, redis_url: str) 
     """Bounds and budget of the resource; of each leading Pod its phase, its times on the Windows' clock, its load in the registry."""
     slo = {"ttftMilliseconds": 700, "itlMilliseconds": 30, "attainmentPercent": 100}
     bed.make(sizes=(2, 3), slo=slo, scaling={"maxAccelerators": 9})
-    quick, slow = bed.pod("prefill", "quick", ready_after_s=20), bed.pod("prefill", "slow", ready_after_s=60)
+    quick, slow = bed.pod("prefill", "quick", ready_after_s=20, run_after_s=9), bed.pod("prefill", "slow", ready_after_s=60)
     leaving = bed.pod("decode", "leaving", ready_after_s=40, **{"serving.penstock.dev/drain": "ScaledIn"})
     starting = bed.pod("decode", "starting")
     bed.pod("decode", "of-another", service="other")
@@ -57,6 +57,7 @@ def test_a_look_gives_bounds_targets_and_replicas(bed: KubeBed, redis_url: str) 
         kv_total_tokens=1_000,
         block_tokens=64,
         max_model_tokens=8_192,
+        start_up=StartUp(began_s=5_000.0, listening_s=5_003.5, ready_s=5_010.5),
     )
 
     async def story(fleet: KubeFleet) -> None:
@@ -70,8 +71,7 @@ def test_a_look_gives_bounds_targets_and_replicas(bed: KubeBed, redis_url: str) 
         prefill, decode = seen.pools
         assert (prefill.role, prefill.desired, prefill.min_replicas, prefill.max_replicas) == (Role.PREFILL, 2, 0, 4)
         assert (decode.role, decode.desired, decode.min_replicas, decode.max_replicas) == (Role.DECODE, 3, 1, 4)
-        assert (prefill.start_s, prefill.profile) == (40.0, profile), "measured: the median of two"
-        assert decode.start_s == decode.profile.start_s, "none has started there"
+        assert (prefill.start_s, prefill.profile) == (profile.start_s, profile)
         by_id = {one.id: one for one in seen.replicas}
         assert {id_: one.phase for id_, one in by_id.items()} == {
             quick: Phase.READY,
@@ -82,6 +82,10 @@ def test_a_look_gives_bounds_targets_and_replicas(bed: KubeBed, redis_url: str) 
         one = by_id[quick]
         assert (one.running, one.waiting, one.prefill_tokens, one.kv_used_tokens, one.kv_tokens) == (3, 2, 500, 100, 1_000)
         assert one.ready_s is not None and one.ready_s - one.asked_s == pytest.approx(20.0)
+        told = Start(name=quick, schedule_s=2.0, pull_s=7.0, process_s=3.5, engine_s=7.0, rest_s=0.5)
+        assert one.start == told, "by the Pod's times and the worker's own"
+        assert by_id[slow].start == Start(name=slow, engine_s=60.0), "of one that says nothing the whole is known"
+        assert by_id[starting].start is by_id[leaving].start is None
         assert bed.now + 900.0 < one.asked_s < bed.now + 1_010.0, "on the clock it was given"
         assert by_id[starting].ready_s is None
         await index.aclose()

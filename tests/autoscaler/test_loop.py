@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 from loop_world import Obedient, World
 from penstock_autoscaler.decision import Reason
+from penstock_autoscaler.observation import Start
 from penstock_autoscaler.told import decode_told
 from penstock_cli.redis_server import RedisServer
 from penstock_core.profile import PROFILES
@@ -131,6 +132,30 @@ def test_pools_are_sized_by_what_routers_measured_of_their_engines(redis_url: st
             await loop.tick()
             assert [one.pools[0].profile.prefill_s(1_000) / declared.prefill_s(1_000) for one in brain.seen] == [2.0, 1.0]
             assert world.metric("penstock_autoscaler_profile_fitted", pool="both") == 0
+
+    asyncio.run(story())
+
+
+def test_a_pool_without_replicas_is_counted_on_to_start_as_it_did(redis_url: str, unused_model: str) -> None:
+    """Scaled to zero, and the autoscaler restarted: what its replicas took is remembered, and shown."""
+    start = Start(name="a", pull_s=12.0, engine_s=30.0)
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            brain = Obedient()
+            loop = world.loop(brain)
+            world.fleet.start = start
+            await world.publish(1)
+            await loop.tick()
+            await loop.lease.release()
+            world.fleet.desired = {"both": 0}
+            await world.publish(1)
+            told = await world.loop(brain).tick()
+            assert [one.pools[0].start_s for one in brain.seen] == [42.0, 42.0]
+            assert told is not None
+            assert told.pools[0].start is not None
+            assert (told.pools[0].start_s, told.pools[0].start.pull_s) == (42.0, 12.0)
+            assert world.metric("penstock_autoscaler_start_phase_seconds", pool="both", phase="engine") == 30.0
 
     asyncio.run(story())
 

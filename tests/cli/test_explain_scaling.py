@@ -5,6 +5,7 @@ import io
 import msgspec
 import pytest
 from penstock_autoscaler.decision import Decision, Reason
+from penstock_autoscaler.observation import Start
 from penstock_autoscaler.told import PoolThen, Told
 from penstock_cli.explain_scaling import explained
 from penstock_cli.status import add_scaling
@@ -47,6 +48,14 @@ def test_a_profile_that_was_measured_is_said():
     fit = PoolFit(pool="both", declared="fast", row=(1.0,), samples=912, interval_ratio=0.1, prefill_ratio=1.984, decode_ratio=0.5)
     row["pools"][0]["fit"] = msgspec.to_builtins(fit)
     assert "prefill ×1.98, decode ×0.50 of what fast says (912 passes measured)" in printed(explained(answer(row))[1])
+
+
+def test_where_the_time_of_a_start_goes_is_said():
+    """By phase where it was measured, the empty ones left out; else that it is declared."""
+    row = told(990.0, 1, 3)
+    assert "5.5 s (declared)" in printed(explained(answer(row))[1])
+    row["pools"][0]["start"] = msgspec.to_builtins(Start(name="median of 3", pull_s=2.0, engine_s=3.44))
+    assert "5.5 s (pull 2.0, engine 3.4)" in printed(explained(answer(row))[1])
 
 
 def test_rows_of_another_version_are_passed_over():

@@ -49,7 +49,12 @@ def test_a_decision_is_made_so_within_the_bounds(tmp_path):
             pools = {pool.name: pool for pool in seen.pools}
             assert (pools["decode"].min_replicas, pools["decode"].max_replicas, pools["decode"].desired) == (0, 3, 1)
             assert (pools["prefill"].min_replicas, pools["prefill"].max_replicas) == (1, 1)
-            assert 0 < pools["decode"].start_s < WAIT_S
+            for one in seen.replicas:
+                assert one.start is not None
+                assert one.start.process_s > 0
+                assert one.start.engine_s > 0
+                assert one.start.schedule_s == one.start.pull_s == 0
+                assert one.start.total_s == pytest.approx(one.ready_s - one.asked_s)
             assert pools["decode"].can_switch
             assert [(one.id, one.phase) for one in seen.replicas] == [("prefill-0", Phase.READY), ("decode-0", Phase.READY)]
             assert all(NOW_S - WAIT_S < one.asked_s < one.ready_s <= NOW_S for one in seen.replicas)

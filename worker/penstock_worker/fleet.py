@@ -7,9 +7,7 @@ tick. It talks to workers over their own HTTP and knows nothing of engines, rout
 import asyncio
 import logging
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Mapping
 
 import msgspec
@@ -32,7 +30,6 @@ _PROBE_TIMEOUT_S = 2.0
 _STOP_S = 5.0
 _STATE_BYTES = 64 * 1024
 _WHY_CHARS = 600
-_STARTS_KEPT = 8
 
 
 class FleetWorker(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +95,6 @@ class Fleet:
         self._pools = dict(pools)
         self._desired = dict.fromkeys(pools, 0)
         self._members: dict[str, _Member] = {}
-        self._starts: dict[str, deque[float]] = {pool: deque(maxlen=_STARTS_KEPT) for pool in pools}
         self._token = fleet_token
         self._client = Client()
         self._turn = asyncio.Lock()
@@ -137,11 +133,6 @@ class Fleet:
         if member is not None and member.phase is Phase.STARTING:
             member.given_up = True
             self._changed.set()
-
-    def start_s(self, pool: str) -> float | None:
-        """Median seconds from asking for a worker to its being ready, of the pool's latest starts; None before the first."""
-        starts = self._starts.get(pool)
-        return statistics.median(starts) if starts else None
 
     @property
     def desired(self) -> dict[str, int]:
@@ -230,7 +221,6 @@ class Fleet:
             if await self._probe(member, now_s):
                 member.enter(Phase.READY, now_s)
                 member.ready_since_s = now_s
-                self._starts[member.pool].append(now_s - member.asked_s)
                 log.info("%s is ready after %.1f s%s", member.id, now_s - member.asked_s, _phases(member.state))
         elif member.phase is Phase.SWITCHING:
             await self._probe(member, now_s)
