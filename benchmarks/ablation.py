@@ -56,7 +56,7 @@ class Variant:
 SHIPS = Variant("as it ships")
 WITHOUT = (
     *(Variant(f"without {name}", {"make_policy": Without(name)}) for name in INGREDIENTS),
-    Variant("without longest first", {"longest_first": False}),
+    Variant("without turn order", {"turn_order": False}),
     Variant("without transfer", declared_transfer=math.inf),
 )
 WRONG = (

@@ -52,4 +52,4 @@ def make(run: Run, settings: ScalerSettings | None = None) -> Penstock:
         return msgspec.structs.replace(one, traffic=None) if lost else one
 
     target = Target(slo=scene.slo, attainment_ratio=run.goal_ratio)
-    return Penstock(Scaler(settings, Replayed(longest_first=scene.longest_first)), target, pools, settings.period_s, seen=seen)
+    return Penstock(Scaler(settings, Replayed(turn_order=scene.turn_order)), target, pools, settings.period_s, seen=seen)

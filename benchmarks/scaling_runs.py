@@ -104,7 +104,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
             workers=workers,
             slo=scene.slo,
             seed=self.seed,
-            longest_first=scene.longest_first,
+            turn_order=scene.turn_order,
             make_controller=(lambda: watched) if watched is not None else None,
             spare_workers=4 * scene.sizes[-1] if watched is not None else 0,
         )
@@ -210,7 +210,7 @@ def fingerprint() -> str:
     """Of how simulator and default policy behave: remembered runs of another one do not count."""
     made = generate(Traffic(kind="bursts", requests=250, rate=25.0, prompt_tokens=2_500, output_tokens=60))
     seen = [
-        summarise(replay(made, Setup(workers=workers, longest_first=False)))
+        summarise(replay(made, Setup(workers=workers, turn_order=False)))
         for workers in (same_workers(2), same_workers(prefill=1, decode=1))
     ]
     return hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:12]
@@ -226,7 +226,7 @@ def _content(scene: str, seed: int) -> str:
 
 def kept_as(what: "msgspec.Struct", scene: str, seed: int) -> Path:
     """Where the result of a run or a search of that scene is remembered."""
-    named = f"{type(what).__name__} {SCENES[scene].slo} {SCENES[scene].longest_first}".encode() + msgspec.json.encode(what)
+    named = f"{type(what).__name__} {SCENES[scene].slo} {SCENES[scene].turn_order}".encode() + msgspec.json.encode(what)
     return KEPT / f"{hashlib.sha256(named).hexdigest()[:20]}-{_content(scene, seed)}-{fingerprint()}.json"
 
 

@@ -39,7 +39,7 @@ class Scene:
     """Undivided sizes worth looking at; the largest one meets the targets."""
     first: int
     """Size to begin with where no schedule says another one."""
-    longest_first: bool = True
+    turn_order: bool = True
     cached: bool = False
     """Whether prompts share blocks, so that a part of the traffic alone would find other caches than it has within the whole."""
 
@@ -176,7 +176,7 @@ _WIDE = tuple(range(1, 15))
 
 def _trace_scene(name: str, make: Callable[[int], Workload], sizes: tuple[int, ...], first: int) -> Scene:
     cuts = even_cuts(make, 120.0)
-    return Scene(name, make, cuts, DEFAULT_PROFILE, TRACE_SLO, sizes, first, longest_first=False, cached=True)
+    return Scene(name, make, cuts, DEFAULT_PROFILE, TRACE_SLO, sizes, first, turn_order=False, cached=True)
 
 
 SCENES = {

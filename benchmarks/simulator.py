@@ -42,7 +42,7 @@ class Case:
     fleet: str = "8"
     gb_per_s: float = math.inf
     spread: bool = False
-    longest_first: bool = False
+    turn_order: bool = False
 
     def run(self, trace: Workload, seed: int, slo: Slo = SLO) -> Replay:
         profile = msgspec.structs.replace(DEFAULT_PROFILE, transfer_bytes_per_s=self.gb_per_s * 1e9)
@@ -53,7 +53,7 @@ class Case:
             else same_workers(int(prefill), profile=profile)
         )
         workload = (trace.spread() if self.spread else trace).at_speed(self.speed)
-        return replay(workload, Setup(workers=workers, policy=self.policy, slo=slo, seed=seed, longest_first=self.longest_first))
+        return replay(workload, Setup(workers=workers, policy=self.policy, slo=slo, seed=seed, turn_order=self.turn_order))
 
     def __str__(self) -> str:
         link = "" if "P" not in self.fleet else " free" if math.isinf(self.gb_per_s) else f" {self.gb_per_s:g} GB/s"
@@ -113,14 +113,14 @@ class Must:
 OURS = "target-misses"
 POLICY = (
     Must("aggregated, arrival order", Case(OURS, 2), SLO, 98.6, 250, 21),
-    Must("aggregated, longest first", Case(OURS, 2, longest_first=True), SLO, 99.2, None, 21),
-    Must("arrivals spread", Case(OURS, 2, spread=True, longest_first=True), SLO, 99.2),
+    Must("aggregated, longest first", Case(OURS, 2, turn_order=True), SLO, 99.2, None, 21),
+    Must("arrivals spread", Case(OURS, 2, spread=True, turn_order=True), SLO, 99.2),
     Must("1 s / 25 ms, arrival order", Case(OURS, 2), Slo(1.0, 0.025), 96.3),
     Must("0.5 s / 50 ms, arrival order", Case(OURS, 2), Slo(0.5, 0.05), 89.2),
-    Must("0.5 s / 50 ms, longest first", Case(OURS, 2, longest_first=True), Slo(0.5, 0.05)),
-    Must("×3, arrivals spread", Case(OURS, 3, spread=True, longest_first=True), SLO, 98.8),
-    Must("5P3D free", Case(OURS, 2, "5P3D", longest_first=True), SLO, 99.2, 336),
-    Must("5P3D 25 GB/s", Case(OURS, 2, "5P3D", 25, longest_first=True), SLO, 98.5, 400),
+    Must("0.5 s / 50 ms, longest first", Case(OURS, 2, turn_order=True), Slo(0.5, 0.05)),
+    Must("×3, arrivals spread", Case(OURS, 3, spread=True, turn_order=True), SLO, 98.8),
+    Must("5P3D free", Case(OURS, 2, "5P3D", turn_order=True), SLO, 99.2, 336),
+    Must("5P3D 25 GB/s", Case(OURS, 2, "5P3D", 25, turn_order=True), SLO, 98.5, 400),
     Must("5P3D free, arrival order", Case(OURS, 2, "5P3D"), SLO, 99.2, 336),
     Must("5P3D 25 GB/s, arrival order", Case(OURS, 2, "5P3D", 25), SLO, 98.5, 400),
 )
@@ -190,7 +190,7 @@ def judge(trace: Workload, seeds: Sequence[int]) -> list[Measured]:
 
 
 def rival(trace: Workload, must: Must, policy: str, seeds: Sequence[int]) -> Measured:
-    case = Case(policy, must.case.speed, must.case.fleet, must.case.gb_per_s, must.case.spread, must.case.longest_first)
+    case = Case(policy, must.case.speed, must.case.fleet, must.case.gb_per_s, must.case.spread, must.case.turn_order)
     return collect(f"  {policy}", [summarise(case.run(trace, seed, must.slo)) for seed in seeds])
 
 
@@ -203,7 +203,7 @@ def speed(trace: Workload, runs: int) -> list[float]:
     taken = []
     for _ in range(runs):
         began = time.process_time()
-        Case(OURS, 2, longest_first=True).run(trace, 0)
+        Case(OURS, 2, turn_order=True).run(trace, 0)
         taken.append(time.process_time() - began)
     return taken
 

@@ -113,7 +113,7 @@ def simulate(
         workers=fleet,
         slo=slo,
         seed=seed,
-        longest_first=not one_by_one,
+        turn_order=not one_by_one,
         together=not one_by_one,
         fitted=fitted,
         admission=LineLimits() if admission else None,

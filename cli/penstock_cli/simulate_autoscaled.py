@@ -34,7 +34,7 @@ def with_autoscaler(wanted: Wanted, goal: float, bounds: tuple[int, int], start_
             start_s=profile.start_s if start_s < 0.0 else start_s,
             seed=setup.seed,
         )
-        loop = autoscaled(asked, setup.policy, setup.longest_first)
+        loop = autoscaled(asked, setup.policy, setup.turn_order)
         loops.append(loop)
         made.append((workload, _controlled(setup, loop, spare_workers(asked))))
     return made, loops

@@ -67,8 +67,8 @@ class Minute(msgspec.Struct, frozen=True, kw_only=True):
     good: int
 
 
-def autoscaled(asked: Asked, policy: str = "target-misses", longest_first: bool = True) -> Autoscaled:
-    """The loop for one replay, with the production brain; `policy` and `longest_first` are those of the replay's router."""
+def autoscaled(asked: Asked, policy: str = "target-misses", turn_order: bool = True) -> Autoscaled:
+    """The loop for one replay, with the production brain; `policy` and `turn_order` are those of the replay's router."""
     pools = [
         Pool(
             name=role.value,
@@ -84,7 +84,7 @@ def autoscaled(asked: Asked, policy: str = "target-misses", longest_first: bool 
         for role, size in asked.first.items()
         if size
     ]
-    brain = Scaler(asked.settings, Replayed(policy, longest_first=longest_first))
+    brain = Scaler(asked.settings, Replayed(policy, turn_order=turn_order))
     return Autoscaled(brain, asked.target, pools, asked.settings.period_s)
 
 

@@ -24,7 +24,7 @@ class Routers:
     def __init__(self, setup: Setup, requests: int, clock: Clock, sync: Callable[[], None]) -> None:
         """`sync` is called before streams are looked at: it brings own bookings up to date."""
         self.many = setup.routers
-        options = Options(turn_order=setup.longest_first, fitted=setup.fitted)
+        options = Options(turn_order=setup.turn_order, fitted=setup.fitted)
         # Random: ties between equal costs, and who serves what; nothing secret.
         self.schedulers = [
             Scheduler(setup.make_policy() if setup.make_policy else setup.policy, rng=Random(setup.seed + 7_919 * r), options=options)  # noqa: S311

@@ -78,7 +78,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Makes each router's policy instead, which `policy` only names then: for studies of policies that do not ship."""
     slo: Slo = DEFAULT_SLO
     seed: int = 0
-    longest_first: bool = True
+    turn_order: bool = True
+    """Requests of one instant are placed and sent in the order of the router's `turn_order`; False: as they came."""
     admission: LineLimits | None = None
     """How the router's line behaves; None: every request is placed as it comes."""
     claims: tuple[Claim, ...] = ()

@@ -35,8 +35,8 @@ class _OutOfBudgetError(Exception):
 class Replayed:
     """State: none, but for how the routers place, which it is told once."""
 
-    def __init__(self, policy: str = "target-misses", *, longest_first: bool = True) -> None:
-        self._policy, self._longest_first = policy, longest_first
+    def __init__(self, policy: str = "target-misses", *, turn_order: bool = True) -> None:
+        self._policy, self._turn_order = policy, turn_order
 
     def replay(self, sizes: Mapping[str, int], pools: Sequence[Pool], asked: Sample, slo: Slo, budget_s: float) -> Answer:
         """As WhatIf says."""
@@ -51,7 +51,7 @@ class Replayed:
         answer_s = _answer_s(asked, pools, slo)
         asked = _repeated(asked, LEAST_ANSWERS * answer_s)
         hits = tuple((asked.hit_tokens // BLOCK_TOKENS * BLOCK_TOKENS).tolist())
-        setup = Setup(workers=workers, policy=self._policy, slo=slo, longest_first=self._longest_first, given_hit_tokens=hits)
+        setup = Setup(workers=workers, policy=self._policy, slo=slo, turn_order=self._turn_order, given_hit_tokens=hits)
         began_s = thread_time()
         until_s = began_s + budget_s
 

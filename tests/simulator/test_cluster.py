@@ -333,7 +333,7 @@ def test_a_router_does_not_see_what_another_has_announced() -> None:
     workload = assemble("pair", [Asked(0.0, 6_464, 2, shared), Asked(0.0, 6_465, 2, shared)], 100)
     for routers, expected in ((1, [0, 100]), (2, [0, 0])):
         seed = next(s for s in range(99) if routers == 1 or len(set(_serving(workload, s))) == 2)
-        cluster = Cluster(workload, Setup(workers=workers(2), routers=routers, seed=seed, together=False, longest_first=False))
+        cluster = Cluster(workload, Setup(workers=workers(2), routers=routers, seed=seed, together=False, turn_order=False))
         asked = spy_hits(cluster)
         cluster.run()
         assert asked == expected
