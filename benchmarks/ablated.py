@@ -15,7 +15,13 @@ from penstock_router.cohorts import Cohort, Rows
 from penstock_router.kernel.misses import missed_ttft
 from penstock_router.policies import Choice, Query, TargetMisses
 
-_DROPPED = {"own miss": col.OWN_MISS, "others' misses": col.OTHERS_MISS, "ITL of the newcomer": col.ITL_MISS, "work": col.WORK}
+_DROPPED = {
+    "own miss": col.OWN_MISS,
+    "others' misses": col.OTHERS_MISS,
+    "others' waits": col.OTHERS_WAIT,
+    "ITL of the newcomer": col.ITL_MISS,
+    "work": col.WORK,
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Ablated(TargetMisses):
         q, row = query.numbers, beliefs.rows[r]
         ttft_s = self._through_s(query, r, beliefs) - float(q[col.NOW_S])
         target_s = float(q[col.TARGET_TTFT_S])
-        own = float(missed_ttft(ttft_s, target_s, q))
+        own = float(missed_ttft(beliefs.rows, r, ttft_s, target_s))
         return float((ttft_s - row[col.TTFT_S]) / target_s + own - row[col.OWN_MISS])
 
 

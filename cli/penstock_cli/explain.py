@@ -105,9 +105,18 @@ def profiles(classes: Sequence[dict[str, Any]]) -> Table:
             fit = one[part]
             force = "fitted" if fit["in_force"] else "declared"
             table.add_row(one["pool"], one["profile"], part, force, f"{fit['scale']:.2f}" if fit["in_force"] else _NONE, fit["why"])
+        table.add_row(one["pool"], one["profile"], "TTFT", *deviation(one["ttft"]))
         for endpoint, factor in one["apart"].items():
             table.add_row(one["pool"], "", endpoint, "own pace", f"× {factor:.2f}", "plainly apart from its class")
     return table
+
+
+def deviation(ttft: dict[str, Any]) -> tuple[str, str, str]:
+    """How far off predictions of the TTFT are taken to be, and from whose errors: the last three columns of `profiles`."""
+    size = f"± {milliseconds(ttft['slip_s'])}, {ttft['sigma']:.1%}"
+    of_whom = "this class's" if ttft["own"] else "all of the model's"
+    widened = f", made {ttft['widened']:.1f} times as large" if ttft["widened"] > 1.0 else ""
+    return size, _NONE, f"from {ttft['errors']:,} of {of_whom} predictions{widened}"
 
 
 def milliseconds(seconds: float | str | None) -> str:

@@ -86,7 +86,7 @@ def admin_app(
 
     @app.get("/admin/learned", dependencies=[Depends(allowed)])
     async def learned() -> dict[str, Any]:
-        """What is learned of each model: the profile in force per class of endpoints and why, and output lengths per class of requests."""
+        """What is learned of each model: profiles and TTFT errors per class of endpoints, output lengths per class of requests."""
         return {"models": [_learned(each) for each in directory.models.values()]}
 
     @app.get("/admin/scaling", dependencies=[Depends(allowed)])
@@ -130,7 +130,10 @@ def _model(served: Served) -> dict[str, Any]:
 def _learned(served: Served) -> dict[str, Any]:
     return {
         "model": served.name,
-        "profiles": [{**one._asdict(), "prefill": one.prefill._asdict(), "decode": one.decode._asdict()} for one in served.profiles],
+        "profiles": [
+            {**one._asdict(), "prefill": one.prefill._asdict(), "decode": one.decode._asdict(), "ttft": one.ttft._asdict()}
+            for one in served.profiles
+        ],
         "lengths": [one._asdict() for one in served.lengths.states()],
     }
 

@@ -152,7 +152,7 @@ class Booking:
             return
         self._pass_ended(r, now)
         self._through(r, now)
-        self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
+        self._scheduler.profiles.check_ttft(r, self._expected_s, now - self._placed_s)
         self._prefill_over(r)
 
     def prefill_failed(self, now: float) -> None:
@@ -176,7 +176,7 @@ class Booking:
         if not self._streaming:
             self._pass_ended(r, now)
             self._through(r, now)
-            self._scheduler.learn_ttft(self._expected_s, now - self._placed_s)
+            self._scheduler.profiles.check_ttft(r, self._expected_s, now - self._placed_s)
             self._beliefs.add_streams(r, 1, self._prompt)
             self._streaming = True
         most_tokens, kind = self._length()

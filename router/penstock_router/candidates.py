@@ -12,7 +12,13 @@ from penstock_router import columns as col
 from penstock_router.beliefs import Beliefs
 from penstock_router.cohorts import Rows
 
-_TERMS = {"own_miss": col.OWN_MISS, "others_miss": col.OTHERS_MISS, "itl_miss": col.ITL_MISS, "work": col.WORK}
+_TERMS = {
+    "own_miss": col.OWN_MISS,
+    "others_miss": col.OTHERS_MISS,
+    "others_wait": col.OTHERS_WAIT,
+    "itl_miss": col.ITL_MISS,
+    "work": col.WORK,
+}
 
 
 def weighed(beliefs: Beliefs, rows: Rows, divided: bool) -> tuple[Candidate, ...]:

@@ -48,7 +48,11 @@ LAST_TOKENS = BOOKED + 35  # tokens in the last of the passes that wait here, if
 SHARED_S = BOOKED + 36  # seconds until that pass is through with the newcomer in it; without it: WAIT_S
 PASS_END_S = BOOKED + 37  # when the pass under way ends; now, where none is
 AHEAD_S = BOOKED + 38  # what the prompts that wait there already will add to every stream
-ROW = BOOKED + 39
+SLIP_S = BOOKED + 39  # a TTFT prediction here is off by so many seconds whatever it is,
+SIGMA = BOOKED + 40  # and by such a share of itself
+OTHERS_WAIT = BOOKED + 41  # what prompts there wait longer by the newcomer, as shares of its TTFT target
+ALONE_S = BOOKED + 42  # seconds of the newcomer's prefill on an idle endpoint
+ROW = BOOKED + 43
 
 # One decoding stream, or one prompt that waits: TOKENS is 0 then.
 FIRST_S, LAST_S, TOKENS, TARGET_ITL_S, MOST_TOKENS = range(5)
@@ -65,7 +69,6 @@ EVERYTHING = 0
 """The class whose table is that of the whole model."""
 
 # The prompt being placed.
-NOW_S, PROMPT, CHUNK_TOKENS, TARGET_TTFT_S, TARGET_S, SIGMA, KV_NEED = range(7)
-SLIP_S = 7  # a TTFT prediction is off by SIGMA of it, and by so many seconds whatever it is
-WORK_PRICE = 8  # of a second of prefill, in misses; the kernel writes it
-ASK = 9
+NOW_S, PROMPT, CHUNK_TOKENS, TARGET_TTFT_S, TARGET_S, KV_NEED = range(6)
+WORK_PRICE = 6  # of a second of prefill, in misses; the kernel writes it
+ASK = 7

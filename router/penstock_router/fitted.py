@@ -1,8 +1,9 @@
-"""What is learned per class of endpoints: profiles fitted to measured passes. One a scheduler.
+"""What is learned per class of endpoints: profiles fitted to measured passes, and how far TTFT predictions are off. One a scheduler.
 
 Endpoints of one pool with one declared profile are a class. The pass watch hands over what it measured; now and then a batch
-is learned from, and the rows of the class get the coefficients in force, declared or fitted. An endpoint that is plainly slower
-or faster than its class (a throttled accelerator, a noisy neighbour) gets them times a factor of its own. It sees no request.
+is learned from, and the rows of the class get the coefficients in force, declared or fitted, and the deviation of TTFT
+predictions, the class's own or the model's. An endpoint that is plainly slower or faster than its class (a throttled
+accelerator, a noisy neighbour) gets the coefficients times a factor of its own. It sees no request.
 """
 
 import math
@@ -16,7 +17,9 @@ from penstock_core.endpoint import Endpoint
 from penstock_core.profile import EngineProfile, is_finite_positive
 from penstock_core.profile_fit import FitState, FittedProfile, Passes, PoolFit
 
+from penstock_router import columns as col
 from penstock_router.beliefs import Beliefs
+from penstock_router.residuals import ResidualState, TtftResiduals
 
 _BATCH = 32
 _MOST_KEPT = 64
@@ -46,6 +49,8 @@ class ClassState(NamedTuple):
     decode: FitState
     apart: dict[str, float]
     """Endpoints with a factor of their own: how many times as long as their class they take."""
+    ttft: ResidualState
+    """How far off TTFT predictions are taken to be."""
 
 
 class _Pace:
@@ -78,7 +83,7 @@ _WORTH_WRITING = 0.01
 
 
 class _Class:
-    __slots__ = ("coefficients", "fit", "pool", "rows", "seen")
+    __slots__ = ("coefficients", "fit", "pool", "residuals", "rows", "seen")
 
     def __init__(self, pool: str, declared: EngineProfile) -> None:
         self.pool = pool
@@ -86,6 +91,7 @@ class _Class:
         self.coefficients: NDArray[np.float64] = declared.coefficients()
         self.rows: dict[int, _Pace] = {}
         self.seen: list[tuple[int, Passes]] = []
+        self.residuals = TtftResiduals()
 
 
 class FittedProfiles:
@@ -93,6 +99,8 @@ class FittedProfiles:
 
     def __init__(self, beliefs: Beliefs) -> None:
         self._beliefs = beliefs
+        self.residuals = TtftResiduals()
+        """Of all the model's predictions: what a class goes by until it has errors enough of its own."""
         self._classes: dict[tuple[str, EngineProfile], _Class] = {}
         self._class_of: dict[int, _Class] = {}
         self.learned = 0
@@ -112,6 +120,7 @@ class FittedProfiles:
         one.rows[r] = _Pace()
         self._class_of[r] = one
         self._beliefs.replace_profile(r, one.coefficients)
+        self._write_residuals(one)
 
     def leave(self, r: int) -> None:
         """Row r is nobody's, or another's from now on."""
@@ -126,14 +135,35 @@ class FittedProfiles:
         if one is not None and len(one.seen) < _MOST_KEPT:
             one.seen.append((r, seen))
 
-    def learn(self, now: float) -> None:
-        """Learn from what has come together, at most every quarter of a second; some 0.3 ms then, nothing otherwise."""
+    def check_ttft(self, r: int, predicted_s: float, measured_s: float) -> None:
+        """Seconds from placing at row r to the end of the prefill, as predicted (0: not) and as measured."""
+        self.residuals.observe(predicted_s, measured_s)
+        one = self._class_of.get(r)
+        if one is not None:
+            one.residuals.observe(predicted_s, measured_s)
+
+    def learn(self, now: float, fitted: bool) -> None:
+        """Learn from what has come together, at most every quarter of a second; some 0.3 ms then, nothing otherwise.
+
+        Not `fitted`: profiles stay as declared.
+        """
         if now - self._learned_s < _LEARN_EVERY_S:
             return
         self._learned_s = now
         for one in self._classes.values():
-            if len(one.seen) >= _BATCH:
+            if fitted and len(one.seen) >= _BATCH:
                 self._learn(one)
+            self._write_residuals(one)
+
+    def _write_residuals(self, one: _Class) -> None:
+        """Give the class's rows the deviation in force: its own, or all the model's until there are errors enough."""
+        known = self._known(one)
+        rows = list(one.rows)
+        self._beliefs.rows[rows, col.SLIP_S] = known.slip_s
+        self._beliefs.rows[rows, col.SIGMA] = known.sigma
+
+    def _known(self, one: _Class) -> TtftResiduals:
+        return one.residuals if one.residuals.known else self.residuals
 
     def _learn(self, one: _Class) -> None:
         for r, seen in one.seen:
@@ -155,17 +185,17 @@ class FittedProfiles:
                 own[list(_TIMES)] *= pace.factor
                 self._beliefs.replace_profile(r, own)
 
+    def _state(self, one: _Class) -> ClassState:
+        prefill, decode, ttft = one.fit.prefill.state(), one.fit.decode.state(), self._known(one).state(one.residuals.known)
+        return ClassState(one.pool, one.fit.declared.name, len(one.rows), prefill, decode, self._apart(one), ttft)
+
     def _apart(self, one: _Class) -> dict[str, float]:
         known = {r: self._beliefs.endpoints[r] for r in one.rows}
         return {endpoint.id: round(one.rows[r].factor, 3) for r, endpoint in known.items() if endpoint and one.rows[r].factor != 1.0}
 
     def states(self) -> list[ClassState]:
         """All classes with an endpoint."""
-        return [
-            ClassState(one.pool, one.fit.declared.name, len(one.rows), one.fit.prefill.state(), one.fit.decode.state(), self._apart(one))
-            for one in self._classes.values()
-            if one.rows
-        ]
+        return [self._state(one) for one in self._classes.values() if one.rows]
 
     def told(self) -> tuple[PoolFit, ...]:
         """For autoscalers: of each pool what its largest class has come to, once enough passes were measured."""

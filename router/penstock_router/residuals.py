@@ -1,11 +1,14 @@
-"""How far off TTFT predictions are: the deviation that the cost's miss term needs. One a scheduler.
+"""How far off TTFT predictions are: the deviation that the cost's miss term needs. One a model, and one a class of endpoints.
 
 Two parts add up, as variances: `slip_s`, seconds whatever was predicted (a prompt that joins a pass makes it longer, by a
 pass at most), and `sigma`, a share of the prediction (the profile is wrong by so much). Measured on the conversation trace
 slip is 2–50 ms and sigma 0.01; one relative deviation for both would be ruled by short prompts and say nothing of long ones.
+`fitted` keeps them and says which is in force where.
 """
 
 import math
+from collections import deque
+from typing import NamedTuple
 
 _PRIOR_SLIP_S = 0.02
 _PRIOR_SIGMA = 0.03
@@ -15,19 +18,63 @@ _SIGMA_BOUNDS = (0.005, 0.5)
 _NEWEST_WEIGHT = 0.02
 _MOST_EXCESS = 9.0
 """A squared error counts for at most this many variances: a lost second must not rule for minutes."""
+_NEWEST = 256
+"""Errors whose sizes, in deviations as believed before each of them, are looked at."""
+_LEAST_ERRORS = 200
+"""Of a class, before its own deviation may be in force."""
+_GUARD_EVERY = 32
+_INSIDE = 0.9
+_NORMAL = 1.6448536269514722
+"""Deviations within which `_INSIDE` of normal errors are."""
+
+
+class ResidualState(NamedTuple):
+    """What `explain` shows of the deviations of one class of endpoints."""
+
+    slip_s: float
+    sigma: float
+    widened: float
+    """Times as large as learned, so that nine in ten errors are where a normal distribution has them."""
+    errors: int
+    """Predictions that were checked."""
+    own: bool
+    """Learned from this class's errors; False: from all of the model's."""
 
 
 class TtftResiduals:
-    """Variance components, each moved by its share of what an error shows: the stochastic form of the EM algorithm."""
+    """Variance components, each moved by its share of what an error shows: the stochastic form of the EM algorithm.
+
+    They begin at what is declared. A conformal guard beside them: where more than a tenth of the newest errors lie beyond what a normal
+    deviation of that size allows, both are widened by as much as it takes.
+    """
 
     def __init__(self) -> None:
-        self.slip_s = _PRIOR_SLIP_S
-        self.sigma = _PRIOR_SIGMA
+        self._slip_s = _PRIOR_SLIP_S
+        self._sigma = _PRIOR_SIGMA
+        self._sizes: deque[float] = deque(maxlen=_NEWEST)
+        self.widened = 1.0
+        self.errors = 0
+        """So many so far."""
+
+    @property
+    def slip_s(self) -> float:
+        """In seconds, in force."""
+        return _within(self._slip_s * self.widened, _SLIP_BOUNDS_S)
+
+    @property
+    def sigma(self) -> float:
+        """As a share of the prediction, in force."""
+        return _within(self._sigma * self.widened, _SIGMA_BOUNDS)
+
+    @property
+    def known(self) -> bool:
+        """Whether there are errors enough to go by them alone."""
+        return self.errors >= _LEAST_ERRORS
 
     @property
     def trusted(self) -> bool:
         """Whether predictions have been near enough to refuse by."""
-        return self.slip_s < _SLIP_BOUNDS_S[1] and self.sigma < _SIGMA_BOUNDS[1]
+        return self._slip_s < _SLIP_BOUNDS_S[1] and self._sigma < _SIGMA_BOUNDS[1]
 
     def deviation_s(self, predicted_s: float) -> float:
         """Standard deviation of the truth around such a prediction."""
@@ -37,13 +84,27 @@ class TtftResiduals:
         """Both in seconds; a prediction of 0 says that there was none."""
         if predicted_s <= 0.0 or not math.isfinite(measured_s):
             return
-        slip, share, error = self.slip_s, self.sigma * predicted_s, measured_s - predicted_s
+        slip, share, error = self._slip_s, self._sigma * predicted_s, measured_s - predicted_s
         slip *= slip
         variance = slip + share * share
-        excess = min(_MOST_EXCESS, error * error / variance) - 1.0
+        squared = error * error / variance
+        excess = min(_MOST_EXCESS, squared) - 1.0
         slips = slip / variance
-        self.slip_s = _within(self.slip_s * math.sqrt(1.0 + _NEWEST_WEIGHT * slips * excess), _SLIP_BOUNDS_S)
-        self.sigma = _within(self.sigma * math.sqrt(1.0 + _NEWEST_WEIGHT * (1.0 - slips) * excess), _SIGMA_BOUNDS)
+        self._slip_s = _within(self._slip_s * math.sqrt(1.0 + _NEWEST_WEIGHT * slips * excess), _SLIP_BOUNDS_S)
+        self._sigma = _within(self._sigma * math.sqrt(1.0 + _NEWEST_WEIGHT * (1.0 - slips) * excess), _SIGMA_BOUNDS)
+        self._sizes.append(squared)
+        self.errors += 1
+        if self.errors % _GUARD_EVERY == 0 and self.known:
+            self._guard()
+
+    def _guard(self) -> None:
+        """Split-conformal: the size that nine in ten of the newest errors have at most, against that of normal ones."""
+        sizes = sorted(self._sizes)
+        largest = sizes[min(len(sizes) - 1, math.ceil((len(sizes) + 1) * _INSIDE) - 1)]
+        self.widened = max(1.0, math.sqrt(largest) / _NORMAL)
+
+    def state(self, own: bool) -> ResidualState:
+        return ResidualState(self.slip_s, self.sigma, self.widened, self.errors, own)
 
 
 def _within(value: float, bounds: tuple[float, float]) -> float:

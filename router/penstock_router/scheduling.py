@@ -28,7 +28,7 @@ from penstock_router.fitted import FittedProfiles
 from penstock_router.length_classes import LengthClasses
 from penstock_router.passes import PassWatch
 from penstock_router.policies import Choice, Policy, Query, policy_named
-from penstock_router.residuals import ItlMargin, TtftResiduals
+from penstock_router.residuals import ItlMargin
 from penstock_router.turn_order import Need, longest_first, tightest_first
 
 __all__ = ["Ask", "Booking", "Held", "Options", "Scheduler"]
@@ -115,7 +115,6 @@ class Scheduler:
         self.lengths = LengthClasses()
         self.profiles = FittedProfiles(self.beliefs)
         self.passes = PassWatch(self.beliefs, self.profiles.take)
-        self._residuals = TtftResiduals()
         self.itl_margin = ItlMargin()
         self._query = Query(self.lengths.tables)
         self._row_of_id: dict[str, int] = {}
@@ -133,7 +132,7 @@ class Scheduler:
     @property
     def trusted(self) -> bool:
         """Whether its TTFT predictions are near enough to the truth to make requests wait by them."""
-        return self._residuals.trusted
+        return self.profiles.residuals.trusted
 
     def set_endpoints(self, endpoints: Sequence[Endpoint], now: float) -> None:
         """The snapshot of live endpoints: adds and removes; beliefs of the same (id, epoch) stay."""
@@ -294,10 +293,10 @@ class Scheduler:
 
     def _fill(self, ask: Ask, now: float) -> None:
         """Write the query."""
-        query, slo, hits, off = self._query, ask.slo, ask.hits, self._residuals
+        query, slo, hits = self._query, ask.slo, ask.hits
         prompt, spare_s, output = max(1, ask.prompt_tokens), max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s), ask.output_tokens
         need = prompt + (self.lengths.expected_tokens(ask.length_class, ask.max_tokens) if output is None else output)
-        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, off.sigma, need, off.slip_s, 0.0)
+        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, need, 0.0)
         query.seed = self._rng.getrandbits(32)
         query.explain = ask.explain
         if hits is None or ask.hits_by_id:
@@ -338,16 +337,11 @@ class Scheduler:
 
     def rest(self, now: float) -> None:
         """A request is over: time to learn from what was measured."""
-        if self._options.fitted:
-            self.profiles.learn(now)
+        self.profiles.learn(now, self._options.fitted)
 
     def learn_itl(self, missed: bool) -> None:
         """Whether a stream that has ended missed its ITL target."""
         self.itl_margin.observe(missed)
-
-    def learn_ttft(self, predicted_s: float, measured_s: float) -> None:
-        """Seconds from placing to the end of the prefill, as predicted (0: not) and as measured."""
-        self._residuals.observe(predicted_s, measured_s)
 
     def warm_up(self) -> None:
         """Compile (or load from the cache) the kernel, so that no request waits for it: seconds the first time."""

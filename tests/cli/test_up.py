@@ -127,6 +127,7 @@ def test_a_question_goes_through_prefill_and_decode_and_ctrl_c_leaves_nothing(tm
         assert "cost" in explained
         assert "Profiles in force" in explained
         assert "polynomial-reference" in explained
+        assert "predictions" in explained, "how far off they are"
 
         below = descendants(up.process.pid)
         assert len(below) >= 5, "Redis, router, three workers"

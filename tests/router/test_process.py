@@ -171,6 +171,7 @@ def test_admin_shows_endpoints_decisions_and_metrics(play):
         (learned,) = (await world.send("/admin/learned", headers=key, method="GET")).json["models"]
         assert learned["profiles"][0]["prefill"]["in_force"] is False
         assert "of 200 samples" in learned["profiles"][0]["prefill"]["why"]
+        assert learned["profiles"][0]["ttft"]["own"] is False and learned["profiles"][0]["ttft"]["errors"] == 1
         assert learned["lengths"][0]["name"] == "model"
         metrics = (await world.send("/metrics", method="GET")).body.decode()
         for line in (

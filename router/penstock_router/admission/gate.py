@@ -57,7 +57,7 @@ class Gate:
         if verdict == outlook.ROOM:
             return None
         cells, base = beliefs.row_cells, choice.row * col.ROW
-        work_s = cells[base + col.WORK] * query.cells[col.TARGET_TTFT_S]
+        work_s = cells[base + col.ALONE_S]
         again_s = 0.25 * work_s
         if verdict == outlook.BUSY:  # by how much the least loaded endpoint has more waiting than it should
             again_s = outlook.least_wait_s(beliefs.rows, cohort.starters, query.cells[col.NOW_S]) - outlook.HELD_SHARE * self.target_s

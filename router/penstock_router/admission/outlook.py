@@ -103,7 +103,7 @@ def appraise(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats, di
     weigh(rows, r, q, divided)
     harm = others_miss(rows, streams, table, r, q)
     rows[r, col.OTHERS_MISS] = harm
-    rows[r, col.COST] += harm
+    rows[r, col.COST] += harm + rows[r, col.OTHERS_WAIT]
 
 
 @compiled
@@ -141,7 +141,7 @@ def verdict(
         return NO_KV
     if stance == OWED:
         return ROOM
-    too_long = rows[r, col.WORK] * q[col.TARGET_TTFT_S] >= target_s  # no endpoint can meet it: not its fault
+    too_long = rows[r, col.ALONE_S] >= target_s  # no endpoint can meet it: not its fault
     own = 0.0 if too_long else rows[r, col.OWN_MISS]
     if stance != LATE and own > (_DOUBTFUL if stance == CROWDED else _LOST):
         return TOO_LATE

@@ -46,7 +46,7 @@ def least_cost(
             continue
         harm = others_miss(rows, streams, table, r, q)
         rows[r, col.OTHERS_MISS] = harm
-        rows[r, col.COST] += harm
+        rows[r, col.COST] += harm + rows[r, col.OTHERS_WAIT]
         cost = rows[r, col.COST]
         if cost < least:
             best, least, luck = i, cost, mix(seed, r)
@@ -136,12 +136,13 @@ def least_pair(
         harm = others_miss(rows, streams, table, p, q)
         alone = rows[p, col.TTFT_S]
         rows[p, col.OTHERS_MISS] = harm
+        harm += rows[p, col.OTHERS_WAIT]
         for d in short:
             if p == d or rows[p, col.GROUP] != rows[d, col.GROUP] or rows[p, col.DEDICATED] + rows[d, col.DEDICATED] == 0.0:
                 continue
             itl = rows[d, col.DECODE_ITL_S]
             ttft = alone + rows[d, col.DECODE_WAIT_S] + itl
-            own = missed_ttft(ttft, target, q)
+            own = missed_ttft(rows, p, ttft, target)
             itl_miss = 1.0 if itl > target_itl else rows[d, col.MISS_RATIO]
             cost = ttft / target + own + harm + itl_miss + rows[p, col.WORK] + full + (NO_ROOM if no_room(rows, d, kv) else 0.0)
             if cost < rows[p, col.COST]:

@@ -32,7 +32,7 @@ def held_tokens(rows: Floats, r: int, q: Floats) -> float:
 
 @compiled
 def work_price(rows: Floats, candidates: Rows, q: Floats) -> float:
-    """What a second of prefill costs a fleet, wherever it is: a share of the TTFT target of a prompt that waits, and of the
+    """What a second more of prefill costs a fleet, wherever it is: a share of the TTFT target of a prompt that waits, and of the
     seconds in which each stream of the mean worker must end (target ITL · expected length), because they all stand still."""
     streams = 0.0
     for r in candidates:
@@ -61,8 +61,11 @@ def weigh(rows: Floats, r: int, q: Floats, divided: bool) -> float:
         ttft += n * rows[r, pc.TRANSFER_TOKEN]
         itl = step
         itl_miss = 0.0
-    own = missed_ttft(ttft, target, q)
-    work = prefill_s(rows, r, new, hit) * q[col.WORK_PRICE]
+    own = missed_ttft(rows, r, ttft, target)
+    alone = prefill_s(rows, r, new, hit)
+    # Seconds that the passes there become longer: a prompt that joins one saves its constant.
+    passes = math.ceil((waiting + new) / budget) - math.ceil(waiting / budget)
+    work = (after - before - passes * step + alone - prefill_s(rows, r, new, 0.0)) * q[col.WORK_PRICE]
     cost = ttft / target + own + itl_miss + work
     if no_room(rows, r, n if divided else q[col.KV_NEED]):
         cost += NO_ROOM
@@ -70,9 +73,10 @@ def weigh(rows: Floats, r: int, q: Floats, divided: bool) -> float:
     rows[r, col.TTFT_S] = ttft
     rows[r, col.ITL_S] = itl
     rows[r, col.OWN_MISS] = own
-    rows[r, col.OTHERS_MISS] = 0.0
+    rows[r, col.OTHERS_MISS] = rows[r, col.OTHERS_WAIT] = 0.0
     rows[r, col.ITL_MISS] = itl_miss
     rows[r, col.WORK] = work
+    rows[r, col.ALONE_S] = alone
     rows[r, col.STALL_S] = after - before
     rows[r, col.WAIT_S] = left + before
     rows[r, col.PASS_END_S] = now + left if rows[r, col.PASSING] > 0.0 else now

@@ -20,9 +20,9 @@ def shorter(table: Floats, kind: int, k: float, most: float) -> float:
 
 
 @compiled
-def missed_ttft(ttft: float, target: float, q: Floats) -> float:
-    """Chance that the TTFT exceeds its target, residuals being normal with variance slip² + (sigma·ttft)²."""
-    spare, deviation = target - ttft, 1.4142135623730951 * math.sqrt(q[col.SLIP_S] ** 2 + (q[col.SIGMA] * ttft) ** 2)
+def missed_ttft(rows: Floats, r: int, ttft: float, target: float) -> float:
+    """Chance that a TTFT predicted for endpoint r exceeds its target, residuals being normal with variance slip² + (sigma·ttft)²."""
+    spare, deviation = target - ttft, 1.4142135623730951 * math.sqrt(rows[r, col.SLIP_S] ** 2 + (rows[r, col.SIGMA] * ttft) ** 2)
     if spare >= 6.0 * deviation:
         return 0.0  # less than 1e-16
     return 0.5 * math.erfc(spare / deviation)
@@ -30,11 +30,15 @@ def missed_ttft(ttft: float, target: float, q: Floats) -> float:
 
 @compiled
 def waiting_miss(rows: Floats, streams: Floats, table: Floats, r: int, j: int, q: Floats) -> float:
-    """E of the prompt that waits in cell j of endpoint r: its TTFT if the newcomer joins the pass it ends in, then its ITL as a stream."""
+    """E of the prompt that waits in cell j of endpoint r: its TTFT if the newcomer joins the pass it ends in, then its ITL as a stream.
+
+    How much longer it waits then, as a share of the TTFT target, is added to OTHERS_WAIT.
+    """
     total = 0.0
     if rows[r, col.EVER] - streams[r, j, col.END_TOKENS] < rows[r, col.LAST_TOKENS]:
         spare = streams[r, j, col.DUE_S] - q[col.NOW_S]
-        total += max(0.0, missed_ttft(rows[r, col.SHARED_S], spare, q) - missed_ttft(rows[r, col.WAIT_S], spare, q))
+        rows[r, col.OTHERS_WAIT] += (rows[r, col.SHARED_S] - rows[r, col.WAIT_S]) / q[col.TARGET_TTFT_S]
+        total += max(0.0, missed_ttft(rows, r, rows[r, col.SHARED_S], spare) - missed_ttft(rows, r, rows[r, col.WAIT_S], spare))
     room = streams[r, j, col.TARGET_ITL_S] - rows[r, col.ITL_S]
     if room > 0.0 and rows[r, col.REST_S] > 0.0:
         kind = int(streams[r, j, col.LENGTH_CLASS])
@@ -44,7 +48,7 @@ def waiting_miss(rows: Floats, streams: Floats, table: Floats, r: int, j: int, q
 
 @compiled
 def others_miss(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats) -> float:
-    """Σ E_j after `weigh`: expected number of streams at endpoint r that come to miss their mean ITL by the newcomer.
+    """Σ E_j after `weigh`: expected number of streams at endpoint r that come to miss their mean ITL by the newcomer; and OTHERS_WAIT.
 
     A stream's own stall is what it will be behind the present pace `itl` when the newcomer's passes begin: seconds from its
     first token to the end of the pass under way less (g − 1)·itl, and the passes that wait there already. Prompts that wait
@@ -54,6 +58,7 @@ def others_miss(rows: Floats, streams: Floats, table: Floats, r: int, q: Floats)
     itl, stall, target_itl = rows[r, col.ITL_S], rows[r, col.STALL_S], q[col.TARGET_S]
     newest, ahead = rows[r, col.PASS_END_S] - itl, rows[r, col.AHEAD_S]
     total = 0.0
+    rows[r, col.OTHERS_WAIT] = 0.0
     for j in range(int(rows[r, col.CELLS_USED])):
         room = streams[r, j, col.TARGET_ITL_S] - itl
         if streams[r, j, col.TOKENS] == 0.0:

@@ -3,10 +3,11 @@
 from random import Random
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from penstock_core.endpoint import Load, Role
+from penstock_core.endpoint import Endpoint, Load, Role
 from penstock_core.slo import Slo
 from penstock_router import columns as col
 from penstock_router.policies import POLICIES
@@ -129,14 +130,14 @@ def test_ttft_residuals_are_learned_from_whole_and_divided_requests(build):
             booking.prefilled(now + 0.120)  # predicted: 100 ms; nothing for a request without a prefill leg
             booking.first_token(now + 0.120)
             booking.done(now + 0.2, 5)
-        assert scheduler._residuals.deviation_s(0.1) == pytest.approx(0.02, rel=0.01)
+        assert scheduler.profiles.residuals.deviation_s(0.1) == pytest.approx(0.02, rel=0.01)
 
 
 def test_answers_in_one_piece_teach_no_ttft(build):
     """When their first token was there nobody has seen: neither the residuals nor the pass watch learn of it, whole or divided."""
     for endpoints in ([build.endpoint("a")], [build.endpoint("p", Role.PREFILL), build.endpoint("d", Role.DECODE)]):
         scheduler = build.scheduler(endpoints)
-        before = scheduler._residuals.deviation_s(0.1)
+        before = scheduler.profiles.residuals.deviation_s(0.1)
         for turn in range(100):
             now = 10.0 * turn
             booking = scheduler.place([build.ask(900)], now)[0]
@@ -144,7 +145,7 @@ def test_answers_in_one_piece_teach_no_ttft(build):
                 booking.bind_decode(now)
             booking.answered(now + 5.0)
             booking.done(now + 5.0, 5)
-        assert scheduler._residuals.deviation_s(0.1) == before
+        assert scheduler.profiles.residuals.deviation_s(0.1) == before
         assert not any(one.seen for one in scheduler.profiles._classes.values())
         assert set(build.counts(scheduler).values()) == {0.0}
 
@@ -157,6 +158,45 @@ def test_errors_that_grow_with_the_prediction_are_told_from_those_that_do_not():
         residuals.observe(predicted_s, predicted_s + rng.gauss(0.0, 0.005) + rng.gauss(0.0, 0.2 * predicted_s))
     assert residuals.slip_s == pytest.approx(0.005, rel=0.25)
     assert residuals.sigma == pytest.approx(0.2, rel=0.25)
+
+
+def test_a_deviation_that_too_many_errors_exceed_is_widened_and_narrowed_again():
+    """A fifth of the predictions is off by ten times as much as the rest: nine in ten errors come to lie where a normal tenth would end."""
+    rng, residuals = Random(5), TtftResiduals()
+    beyond = 0
+    for turn in range(6_000):
+        error_s = (0.2 if rng.random() < 0.2 else 0.0) + rng.gauss(0.0, 0.002)
+        beyond += turn >= 1_000 and abs(error_s) > 1.645 * residuals.deviation_s(0.5)
+        residuals.observe(0.5, 0.5 + error_s)
+    assert residuals.widened > 1.1
+    assert beyond / 5_000 < 0.15
+    for _ in range(2_000):
+        residuals.observe(0.5, 0.5 + rng.gauss(0.0, 0.02))
+    assert residuals.widened < 1.1
+
+
+def test_classes_of_endpoints_have_deviations_of_their_own_once_they_have_errors_enough(build):
+    """Pool `wild` is off by 60 ms where pool `pool` is not: at 200 errors each goes by its own, before that by the model's."""
+    wild = msgspec.structs.replace(build.endpoint("w").record, pool="wild")
+    scheduler = build.scheduler([build.endpoint("a"), Endpoint(wild)], fitted=False)
+    rows = {name: scheduler._row_of_id[name] for name in ("a", "w")}
+
+    def feed(turns, begin_s):
+        for turn in range(turns):
+            off_s = 0.06 if turn % 4 < 2 else -0.06
+            scheduler.profiles.check_ttft(rows["a"], 0.1, 0.1)
+            scheduler.profiles.check_ttft(rows["w"], 0.1, 0.1 + off_s)
+        scheduler.rest(begin_s + 1.0)
+        return {name: float(scheduler.beliefs.rows[row, col.SLIP_S]) for name, row in rows.items()}
+
+    first = feed(150, 0.0)
+    assert first["a"] == first["w"] == pytest.approx(scheduler.profiles.residuals.slip_s) != 0.02
+    assert not any(state.ttft.own for state in scheduler.profiles.states())
+    later = feed(250, 10.0)
+    assert later["w"] > 5 * later["a"]
+    assert all(state.ttft.own for state in scheduler.profiles.states())
+    scheduler.set_endpoints([build.endpoint("a"), Endpoint(wild), build.endpoint("b")], 12.0)
+    assert scheduler.beliefs.rows[scheduler._row_of_id["b"], col.SLIP_S] == later["a"], "a new endpoint goes by what its class has learned"
 
 
 def test_one_lost_request_does_not_rule_the_deviation():

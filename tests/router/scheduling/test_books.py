@@ -105,7 +105,7 @@ def test_lengths_of_answers_are_learned_from_all_routers_and_times_are_not(build
         pair.carry(2.0)
     mine, theirs = pair.schedulers
     assert mine.lengths.expected_tokens(None, None) == theirs.lengths.expected_tokens(None, None) < 200
-    assert mine._residuals.sigma != theirs._residuals.sigma
+    assert mine.profiles.residuals.errors > theirs.profiles.residuals.errors == 0
 
 
 def test_news_of_endpoints_that_are_not_known_are_passed_over(build):

@@ -98,7 +98,7 @@ def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, divided: bo
     budget = max(1, profile.pass_tokens - worker.b)
     ends_s = NOW + (left if worker.X else 0.0)
     ahead_s = worker.through(waiting) - math.ceil(waiting / budget) * step
-    others = 0.0
+    others = longer = 0.0
     for one in worker.streams:
         room = one.target_s - itl
         if room <= 0:
@@ -112,6 +112,7 @@ def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, divided: bo
     for prompt in worker.prompts:
         if prompt.behind < waiting % budget:  # it ends in the pass that the newcomer fills up
             spare = prompt.due_s - NOW
+            longer += (joined - left - worker.through(waiting)) / slo.ttft_s
             others += max(0.0, missed(joined, spare) - missed(left + worker.through(waiting), spare))
         if prompt.target_s > itl and rest > 0:  # a stream by the time the newcomer has passes of its own
             others += short(1 + rest / (prompt.target_s - itl), math.inf)
@@ -121,9 +122,12 @@ def reference(worker: Worker, n: int, chunk_tokens: float, slo: Slo, divided: bo
         others += worker.foreign_streams * sum(TABLE[k] - TABLE[g] for g in range(k)) / mean
     own = missed(ttft, slo.ttft_s)
     itl_miss = 0.0 if divided else float(itl > slo.itl_s)
-    work = profile.prefill_s(u, h) * (1 / slo.ttft_s + streams / (slo.itl_s * output))
-    cost = ttft / slo.ttft_s + own + others + itl_miss + work
-    return {"ttft_s": ttft, "itl_s": itl, "own_miss": own, "others_miss": others, "itl_miss": itl_miss, "work": work, "cost": cost}
+    passes = math.ceil((waiting + u) / budget) - math.ceil(waiting / budget)
+    seconds = delta - passes * step + profile.prefill_s(u, h) - profile.prefill_s(u, 0)
+    work = seconds * (1 / slo.ttft_s + streams / (slo.itl_s * output))
+    misses = {"own_miss": own, "others_miss": others, "itl_miss": itl_miss}
+    cost = ttft / slo.ttft_s + sum(misses.values()) + longer + work
+    return {"ttft_s": ttft, "itl_s": itl, **misses, "others_wait": longer, "work": work, "cost": cost}
 
 
 @st.composite

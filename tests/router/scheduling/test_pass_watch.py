@@ -147,7 +147,7 @@ def test_rows_follow_the_fit_and_go_back_when_it_is_not_trusted(build):
                 tokens = 50.0 + 29.0 * i
                 swing = factor if isinstance(factor, float) else factor[i % 2]
                 profiles.take(row, Passes(((tokens, 0.0),), 0, 0.0, 0.0, swing * (0.010 + 0.0001 * tokens)))
-            profiles.learn(begin + number)
+            profiles.learn(begin + number, True)
 
     def seconds(coefficients):
         return coefficients[0] + (coefficients[1] + coefficients[2] * 500.0) * 500.0

@@ -134,8 +134,22 @@ def test_harm_to_a_stream_by_hand(build):
     placement = scheduler.place([build.ask(1_190, slo=slo, explain=True)], now)[0].placement
     # Δ: 999 tokens in a first pass, 191 in a second: 10 + 99.9 + 21 + 10 + 19.1 + 21 = 181 ms → k = 19.1 → F(20)
     assert placement.candidates[0].terms["others_miss"] == pytest.approx((0.19 - 0.09) / 0.91)
-    # A second of prefill is a share of the TTFT target, and one of what the one stream there takes: 256 tokens of 32 ms.
-    assert placement.candidates[0].terms["work"] == pytest.approx(0.129 * (1.0 + 1.0 / (0.032 * 256)))
+    # 139 ms in two passes. A second is a share of the TTFT target, and one of what the one stream there takes: 256 tokens of 32 ms.
+    assert placement.candidates[0].terms["work"] == pytest.approx(0.139 * (1.0 + 1.0 / (0.032 * 256)))
+
+
+def test_joining_a_pass_costs_what_it_makes_others_wait_and_saves_its_constant_by_hand(build):
+    """200 tokens wait (a fifth of a pass); 300 more make their pass 30 ms longer, not the 40 ms that they take alone."""
+    scheduler = build.scheduler([build.endpoint("a")])
+    slo = build.ask().slo.__class__(ttft_s=2.0, itl_s=1.0)
+    scheduler.place([build.ask(200, slo=slo)], 0.0)
+    terms = scheduler.place([build.ask(300, slo=slo, explain=True)], 0.0)[0].placement.candidates[0].terms
+    assert terms["others_wait"] == pytest.approx(0.030 / 2.0)
+    assert terms["work"] == pytest.approx(0.030 / 2.0)
+    # The two are a pass of 60 ms by now; 600 of 1,000 more fit into it, and only that share makes them wait.
+    terms = scheduler.place([build.ask(1_100, slo=slo, explain=True)], 0.0)[0].placement.candidates[0].terms
+    assert terms["others_wait"] == pytest.approx(2 * 0.050 / 2.0)
+    assert terms["work"] == pytest.approx((0.110 + 0.010) / 2.0)
 
 
 def test_harm_to_a_prompt_that_still_waits_by_hand(build):

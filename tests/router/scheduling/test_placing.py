@@ -107,7 +107,7 @@ def test_a_prompt_is_kept_out_of_a_pass_that_must_not_become_longer(build):
     """900 tokens fit their target by 3 ms: 90 more in the same pass would miss it, so they go to the busier worker."""
     scheduler = build.scheduler([build.endpoint("a"), build.endpoint("b")])
     tight = scheduler.place([build.ask(900, slo=Slo(ttft_s=0.103))], 0.0)[0]
-    scheduler._residuals.slip_s = 0.002
+    scheduler.beliefs.rows[:2, col.SLIP_S] = 0.002
     other = scheduler.place([build.ask(950, slo=Slo(ttft_s=10.0))], 0.0)[0]
     assert other.placement.decode.id != tight.placement.decode.id
     third = scheduler.place([build.ask(40, slo=Slo(ttft_s=10.0))], 0.0)[0]
@@ -304,7 +304,7 @@ def test_explanations_name_every_candidate_with_its_terms(build):
     placement = scheduler.place([build.ask(500, explain=True, slo=Slo(ttft_s=0.08))], 0.01)[0].placement
     assert {one.decode for one in placement.candidates} == set("abc")
     for one in placement.candidates:
-        assert set(one.terms) == {"ttft", "own_miss", "others_miss", "itl_miss", "work"}
+        assert set(one.terms) == {"ttft", "own_miss", "others_miss", "others_wait", "itl_miss", "work"}
         assert sum(one.terms.values()) == pytest.approx(one.cost)
         assert one.terms["ttft"] == pytest.approx(one.ttft_s / 0.08)
     assert min(placement.candidates, key=lambda one: one.cost).decode == placement.decode.id
