@@ -124,17 +124,10 @@ class Beliefs:
         self._bookings[r] += 1
         kernel.book(self.rows, r, 0.0, kv_tokens, now)
 
-    def book_prompt(
-        self, r: int, owner: Streaming, new_tokens: float, kv_tokens: float, now: float,
-        due_s: float, target_itl_s: float, most_tokens: float, kind: int,
-    ) -> None:  # fmt: skip
-        """A prompt with `new_tokens` to compute waits at row r, in a cell of its owner's; its prefill must end by `due_s`.
-
-        Infinite target: it decodes elsewhere.
-        """
+    def booked_prompt(self, r: int, owner: Streaming) -> None:
+        """The kernel's `book_prompt` has put a prompt into the row's next cell: it is the owner's."""
         self._bookings[r] += 1
-        index = self._take_cell(r, owner)
-        kernel.book_prompt(self.rows, self.streams, r, index, new_tokens, kv_tokens, due_s, target_itl_s, most_tokens, kind, now)
+        self._take_cell(r, owner)
 
     def release(self, r: int, kv_tokens: float) -> None:
         """A leg at row r is over."""
@@ -153,19 +146,19 @@ class Beliefs:
 
     def open_cell(self, r: int, owner: Streaming, now: float, target_itl_s: float, most_tokens: float, kind: int) -> None:
         """A stream at row r, of length class `kind`, has had its first token: give its owner a cell."""
-        index = self._take_cell(r, owner)  # first: it may grow the cells
+        used = self._take_cell(r, owner)  # first: it may grow the cells
         _write_cell(self.cells, 8 * owner.cell, now, now, 1.0, target_itl_s, most_tokens, kind)
-        self.row_cells[r * col.ROW + col.CELLS_USED] = index + 1
+        self.row_cells[r * col.ROW + col.CELLS_USED] = used
 
     def _take_cell(self, r: int, owner: Streaming) -> int:
-        """Give the owner the next cell of row r, yet to be written and counted in CELLS_USED; its number in the row."""
+        """Give the owner the next cell of row r; how many are in use with it. One more is always there for the kernel to take."""
         owners = self._owners[r]
-        index = len(owners)
-        if index == self._most_cells:
-            self._grow_cells()
+        owner.cell = (r * self._most_cells + len(owners)) * col.CELL
         owners.append(owner)
-        owner.cell = (r * self._most_cells + index) * col.CELL
-        return index
+        used = len(owners)
+        if used == self._most_cells:
+            self._grow_cells()
+        return used
 
     def close_cell(self, r: int, owner: Streaming) -> None:
         """Give a cell back; the row's last cell takes its place."""

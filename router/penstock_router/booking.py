@@ -4,13 +4,11 @@ The director (or the simulator) gets it from the scheduler and tells it what hap
 everything back in `done`. It sends nothing and reads no clock.
 """
 
-import math
 from typing import TYPE_CHECKING
 
 import msgspec
 from penstock_core.endpoint import Endpoint
 from penstock_core.placement import Placement
-from penstock_core.profile import TRANSFER_TOKEN
 
 from penstock_router import columns as col
 from penstock_router import kernel
@@ -19,100 +17,64 @@ if TYPE_CHECKING:
     from penstock_router.scheduling import Ask, Scheduler
 
 
-class _Waiting:
-    """Owner of the cell of a prompt that waits at `row`."""
-
-    __slots__ = ("cell", "row")
-
-    def __init__(self, row: int) -> None:
-        self.cell = -1
-        self.row = row
+_UNPLACED = Placement(None, None, 0, 0, None, None, "unplaced")
 
 
 class Booking:
-    """Made by the scheduler. Every call after `done` does nothing; calls that come twice or out of order do no harm."""
+    """Made by the scheduler. Every call after `done` does nothing; calls that come twice or out of order do no harm.
 
-    __slots__ = (
-        "_ask",
-        "_beliefs",
-        "_context_at",
-        "_decode_kv",
-        "_decode_row",
-        "_expected_s",
-        "_group",
-        "_new",
-        "_over",
-        "_passes",
-        "_placed_s",
-        "_prefill_kv",
-        "_prefill_row",
-        "_prompt",
-        "_scheduler",
-        "_streaming",
-        "_waiting",
-        "cell",
-        "elsewhere",
-        "placement",
-    )
+    What most requests never have is not set on them: the class says what holds then.
+    """
+
+    placement = _UNPLACED
+    cell = -1
+    """In the beliefs: of its prompt while that waits, of its stream afterwards."""
+    elsewhere = False
+    """Another router placed it: what is known of it comes late, and nothing is learned from its times."""
+    _new = 0.0  # prompt tokens booked and not through yet, at the prefill row, else at the decode row
+    _expected_s = 0.0  # predicted seconds from placing to the end of the prefill; 0: nothing predicted
+    _prefill_row = _decode_row = -1
+    _prefill_kv = _decode_kv = 0.0
+    _context_at = 0
+    _group = -1.0  # KV group of the prefill that was done, or is being done, for this request
+    _waits = False  # its prompt has a cell
+    _streaming = False  # counted in b and C of the decode row
+    _over = False
 
     def __init__(self, scheduler: "Scheduler", ask: "Ask", now: float) -> None:
-        self.placement = _UNPLACED
-        self.cell = -1
-        self.elsewhere = False
-        """Another router placed it: what is known of it comes late, and nothing is learned from its times."""
         self._scheduler = scheduler
         self._beliefs = scheduler.beliefs
-        self._passes = scheduler.passes
         self._ask = ask
         self._placed_s = now
-        self._prompt = max(1, ask.prompt_tokens)
-        self._new = 0.0  # prompt tokens booked and not through yet, at the prefill row, else at the decode row
-        self._expected_s = 0.0  # predicted seconds from placing to the end of the prefill; 0: nothing predicted
-        self._prefill_row = self._decode_row = -1
-        self._prefill_kv = self._decode_kv = 0.0
-        self._context_at = 0
-        self._group = -1.0  # KV group of the prefill that was done, or is being done, for this request
-        self._streaming = False  # counted in b and C of the decode row
-        self._waiting: _Waiting | None = None  # the prompt, until it is through
-        self._over = False
+        self._prompt = ask.prompt_tokens or 1
 
     # -- by the scheduler -----------------------------------------------------------------------------------------
 
-    def take_whole(self, r: int, new_tokens: float, kv_tokens: float, expected_s: float, now: float) -> None:
-        """Prefilled and decoded at row r."""
+    def takes_whole(self, r: int, new_tokens: float, kv_tokens: float, expected_s: float, now: float) -> None:
+        """Its prompt has been booked at row r, where it will be decoded too."""
         self._decode_row, self._new, self._decode_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
         self._context_at = r * col.ROW + col.CONTEXT
-        slo = self._ask.slo
-        self._book_prompt(r, kv_tokens, now, now + slo.ttft_s - self._ask.waited_s, slo.itl_s)
+        self._wait(r, now)
 
-    def take_prefill(self, r: int, new_tokens: float, kv_tokens: float, expected_s: float, now: float) -> None:
-        """Prefilled at row r, decoded at a row that is bound later."""
+    def takes_prefill(self, r: int, new_tokens: float, kv_tokens: float, expected_s: float, now: float) -> None:
+        """Its prompt has been booked at row r; it is decoded at a row that is bound later."""
         self._prefill_row, self._new, self._prefill_kv, self._expected_s = r, new_tokens, kv_tokens, expected_s
         self._group = self._beliefs.row_cells[r * col.ROW + col.GROUP]
-        transfer_s = self._prompt * self._beliefs.row_cells[r * col.ROW + TRANSFER_TOKEN]
-        self._book_prompt(r, kv_tokens, now, now + self._ask.slo.ttft_s - self._ask.waited_s - transfer_s, math.inf)
+        self._wait(r, now)
 
-    def _book_prompt(self, r: int, kv_tokens: float, now: float, due_s: float, target_itl_s: float) -> None:
+    def _wait(self, r: int, now: float) -> None:
         """The prompt is one of those that wait at row r."""
         new = self._new
-        self._passes.placed(r, self, new, self._prompt - new, now, not self.elsewhere)
-        waiting = self._waiting = _Waiting(r)
-        most_tokens, kind = self._length()
-        self._beliefs.book_prompt(r, waiting, new, kv_tokens, now, due_s, target_itl_s, most_tokens, kind)
-
-    def _length(self) -> tuple[float, int]:
-        """(most output tokens, length class), as cells hold them."""
-        ask = self._ask
-        if ask.output_tokens is not None:
-            return float(ask.output_tokens), col.KNOWN
-        return math.inf if ask.max_tokens is None else float(ask.max_tokens), self._scheduler.lengths.follows(ask.length_class)
+        self._scheduler.passes.placed(r, self, new, self._prompt - new, now, not self.elsewhere)
+        self._waits = True
+        self._beliefs.booked_prompt(r, self)
 
     def take_decode(self, r: int, kv_tokens: float, now: float) -> None:
         """Decoded at row r after a prefill elsewhere: in the batch from now on, so that its siblings see it."""
         self._decode_row, self._decode_kv = r, kv_tokens
         self._context_at = r * col.ROW + col.CONTEXT
         self._beliefs.book(r, kv_tokens, now)
-        self._passes.pause(r)
+        self._scheduler.passes.pause(r)
         self._beliefs.add_streams(r, 1, self._prompt)
         self._streaming = True
 
@@ -143,7 +105,7 @@ class Booking:
     def progress(self) -> tuple[float, float] | None:
         """Tokens so far and when the last came; None before the first."""
         at = self.cell
-        return None if at < 0 else (self._beliefs.cells[at + 2], self._beliefs.cells[at + 1])
+        return None if at < 0 or self._waits else (self._beliefs.cells[at + 2], self._beliefs.cells[at + 1])
 
     def prefilled(self, now: float) -> None:
         """The prefill leg has answered: its tokens are through."""
@@ -165,7 +127,7 @@ class Booking:
 
     def first_token(self, now: float) -> None:
         """The first content token came from the decode endpoint."""
-        if self.cell >= 0:
+        if self.cell >= 0 and not self._waits:
             self.token(now)
             return
         r = self._decode_row
@@ -179,21 +141,21 @@ class Booking:
             self._scheduler.profiles.check_ttft(r, self._expected_s, now - self._placed_s)
             self._beliefs.add_streams(r, 1, self._prompt)
             self._streaming = True
-        most_tokens, kind = self._length()
+        most_tokens, kind = self._scheduler.length_of(self._ask)
         self._beliefs.open_cell(r, self, now, self._ask.slo.itl_s, most_tokens, kind)
         self._beliefs.row_cells[self._context_at] += 1.0
-        self._passes.resume(r, self, now)
+        self._scheduler.passes.resume(r, self, now)
 
     def answered(self, now: float) -> None:
         """The answer came in one piece: its prompt is through, and there is no stream left that could be stalled. `done` follows.
 
         When the prompt was through nobody has seen, so nothing is learned of passes or of the TTFT.
         """
-        if self.cell >= 0 or self._decode_row < 0 or not self._new:
+        if self._decode_row < 0 or not self._waits:
             return
         p = self._prefill_row
         r = p if p >= 0 else self._decode_row
-        self._passes.given_up(r, self)
+        self._scheduler.passes.given_up(r, self)
         self._through(r, now)
         if p >= 0:
             self._prefill_over(p)
@@ -201,19 +163,18 @@ class Booking:
     def _through(self, r: int, now: float) -> None:
         """The prompt at row r is through its prefill."""
         kernel.computed(self._beliefs.rows, r, self._new, now)
-        self._wait_over()
-        self._new = 0.0
+        self._wait_over(r)
 
     def _pass_ended(self, r: int, now: float) -> None:
         if self.elsewhere:  # others' news come late
-            self._passes.given_up(r, self)
+            self._scheduler.passes.given_up(r, self)
         else:
-            self._passes.ended(r, self, now)
+            self._scheduler.passes.ended(r, self, now)
 
     def token(self, now: float, tokens: float = 1.0) -> None:
         """Another content chunk came (or, told together, as many as `tokens` with the last at `now`). Called for every chunk."""
         at = self.cell
-        if at >= 0:
+        if at >= 0 and not self._waits:
             beliefs = self._beliefs
             cells = beliefs.cells
             cells[at + 1] = now
@@ -226,7 +187,7 @@ class Booking:
             return
         if self._new:
             r = self._prefill_row if self._prefill_row >= 0 else self._decode_row
-            self._passes.counted(r, self, prompt_tokens - hit_tokens, hit_tokens)
+            self._scheduler.passes.counted(r, self, prompt_tokens - hit_tokens, hit_tokens)
         more = prompt_tokens - self._prompt
         if not more:
             return
@@ -250,18 +211,18 @@ class Booking:
         self._over = True
         self._scheduler.rest(now)
 
-    def _wait_over(self) -> None:
-        waiting = self._waiting
-        if waiting is not None:
-            self._waiting = None
-            self._beliefs.close_cell(waiting.row, waiting)
+    def _wait_over(self, r: int) -> None:
+        """The prompt waits no more at row r."""
+        self._new = 0.0
+        if self._waits:
+            self._waits = False
+            self._beliefs.close_cell(r, self)
 
     def _leave_prefill(self, now: float) -> None:
         if self._prefill_row >= 0:
-            self._passes.given_up(self._prefill_row, self)
+            self._scheduler.passes.given_up(self._prefill_row, self)
             kernel.withdraw(self._beliefs.rows, self._prefill_row, self._new, now)
-            self._wait_over()
-            self._new = 0.0
+            self._wait_over(self._prefill_row)
             self._prefill_over(self._prefill_row)
 
     def _prefill_over(self, r: int) -> None:
@@ -271,8 +232,8 @@ class Booking:
     def _leave_decode(self, now: float) -> None:
         r, beliefs = self._decode_row, self._beliefs
         tokens = 0.0
-        if self.cell >= 0:
-            self._passes.pause(r)
+        if self.cell >= 0 and not self._waits:
+            self._scheduler.passes.pause(r)
             cells, at = beliefs.cells, self.cell
             tokens, span_s = cells[at + 2], cells[at + 1] - cells[at]
             beliefs.close_cell(r, self)
@@ -281,12 +242,11 @@ class Booking:
         if self._streaming:
             beliefs.add_streams(r, -1, -(self._prompt + tokens))
             self._streaming = False
-            self._passes.resume(r, None, now)
+            self._scheduler.passes.resume(r, None, now)
         elif self._new:  # placed here whole, and no token yet
-            self._passes.given_up(r, self)
+            self._scheduler.passes.given_up(r, self)
             kernel.withdraw(beliefs.rows, r, self._new, now)
-            self._wait_over()
-            self._new = 0.0
+            self._wait_over(r)
         beliefs.release(r, self._decode_kv)
         self._decode_row = -1
 
@@ -297,6 +257,5 @@ class Booking:
         self._scheduler.learn_itl(missed)
 
 
-_UNPLACED = Placement(None, None, 0, 0, None, None, "unplaced")
 _LATELY = 0.05
 """Weight of the newest stream in an endpoint's ratio of ITL misses."""

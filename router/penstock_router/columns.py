@@ -71,4 +71,6 @@ EVERYTHING = 0
 # The prompt being placed.
 NOW_S, PROMPT, CHUNK_TOKENS, TARGET_TTFT_S, TARGET_S, KV_NEED = range(6)
 WORK_PRICE = 6  # of a second of prefill, in misses; the kernel writes it
-ASK = 7
+DUE_AT_S = 7  # when its TTFT target is over
+MOST_OUTPUT, OUTPUT_CLASS = 8, 9  # as a cell's MOST_TOKENS and LENGTH_CLASS
+ASK = 10

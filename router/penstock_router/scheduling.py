@@ -5,6 +5,7 @@ objects with its own clock. Nothing here reads a clock, a socket or a random sou
 arguments. It must not know bodies, headers or how a leg is carried out.
 """
 
+import math
 import struct
 from collections.abc import Hashable, Mapping, Sequence
 from random import Random
@@ -116,6 +117,8 @@ class Scheduler:
         self.profiles = FittedProfiles(self.beliefs)
         self.passes = PassWatch(self.beliefs, self.profiles.take)
         self.itl_margin = ItlMargin()
+        self.open_gate = Gate(self.lengths, self.itl_margin)
+        """Judges nothing: what the policy chooses is booked."""
         self._query = Query(self.lengths.tables)
         self._row_of_id: dict[str, int] = {}
         self._live: dict[int, Endpoint] = {}
@@ -198,11 +201,11 @@ class Scheduler:
 
     def place_one(self, ask: Ask, now: float) -> Booking | None:
         """None where no endpoint qualifies."""
-        placed = self.attempt(ask, now, None)
+        placed = self.attempt(ask, now, self.open_gate)
         return placed if isinstance(placed, Booking) else None
 
-    def attempt(self, ask: Ask, now: float, gate: Gate | None) -> Booking | Declined | None:
-        """Place one ask unless the gate, if any, declines the placement that the policy chose; then nothing is booked.
+    def attempt(self, ask: Ask, now: float, gate: Gate) -> Booking | Declined | None:
+        """Place one ask unless the gate declines the placement that the policy chose; then nothing is booked.
 
         None where no endpoint qualifies.
         """
@@ -210,12 +213,11 @@ class Scheduler:
         choice = self._choose(ask, cohort, now)
         if choice is None:
             return None
-        if gate is not None:
-            declined = gate.judge(choice, cohort, self._query, self.beliefs)
-            if declined is not None:
-                return declined
+        declined = gate.start(choice, cohort, self._query, self.beliefs)
+        if declined is not None:
+            return declined
         booking = Booking(self, ask, now)
-        self._book(booking, ask, choice, cohort, now)
+        self._booked(booking, ask, choice, cohort, now)
         return booking
 
     def _choose(self, ask: Ask, cohort: Cohort, now: float) -> Choice | None:
@@ -223,6 +225,7 @@ class Scheduler:
         if not len(cohort.starters):
             return None
         self._fill(ask, now)
+        self._query.seed = self._rng.getrandbits(32)
         if not ask.hits_by_id:
             return self._policy.start(self._query, cohort, self.beliefs)
         self._hold(ask.hits_by_id, True)
@@ -230,17 +233,17 @@ class Scheduler:
         self._hold(ask.hits_by_id, False)
         return choice
 
-    def _book(self, booking: Booking, ask: Ask, choice: Choice, cohort: Cohort, now: float) -> None:
-        """Carry the choice out in the beliefs, and write the placement."""
+    def _booked(self, booking: Booking, ask: Ask, choice: Choice, cohort: Cohort, now: float) -> None:
+        """What the gate has booked is the booking's; write the placement."""
         row, hit, ttft_s, cells = choice.row, choice.hit_tokens, choice.ttft_s, self._query.cells
         endpoint = self.beliefs.endpoints[row]
         prompt = cells[col.PROMPT]
         if choice.divided:
             transfer_s = prompt * self.beliefs.row_cells[row * col.ROW + TRANSFER_TOKEN]
             expected_s = 0.0 if ttft_s is None or len(cohort.pair_prefills) else ttft_s - transfer_s
-            booking.take_prefill(row, prompt - hit, prompt, expected_s, now)
+            booking.takes_prefill(row, prompt - hit, prompt, expected_s, now)
         else:
-            booking.take_whole(row, prompt - hit, cells[col.KV_NEED], ttft_s or 0.0, now)
+            booking.takes_whole(row, prompt - hit, cells[col.KV_NEED], ttft_s or 0.0, now)
         reason = "prefill-fallback" if cohort.fallback else "only-candidate" if len(cohort.starters) == 1 else self._policy.reason
         chunks = round(hit / ask.tokens_per_chunk) if hit else 0
         whole, first = (None, endpoint) if choice.divided else (endpoint, None)
@@ -251,14 +254,16 @@ class Scheduler:
         row = self._row_of_id.get(endpoint_id)
         if row is None:
             return None
-        booking = Booking(self, ask, now)
+        self._fill(ask, now)
+        booking, numbers = Booking(self, ask, now), self._query.numbers
         booking.elsewhere = True
-        prompt = max(1, ask.prompt_tokens)
-        new = float(prompt - min(hit_tokens, prompt - 1))
+        prompt, need = float(numbers[col.PROMPT]), float(numbers[col.KV_NEED])
+        hit = min(float(hit_tokens), prompt - 1.0)
+        kernel.book_prompt(self.beliefs.rows, self.beliefs.streams, row, hit, numbers, not whole)
         if whole:
-            booking.take_whole(row, new, float(prompt + self.expected_tokens(ask)), 0.0, now)
+            booking.takes_whole(row, prompt - hit, need, 0.0, now)
         else:
-            booking.take_prefill(row, new, float(prompt), 0.0, now)
+            booking.takes_prefill(row, prompt - hit, prompt, 0.0, now)
         return booking
 
     def bind_elsewhere(self, booking: Booking, ask: Ask, endpoint_id: str, now: float) -> None:
@@ -281,10 +286,12 @@ class Scheduler:
             choice = self._choose(ask, cohort, now)
             if choice is None:
                 return None
-            self._book(booking, ask, choice, cohort, now)
+            self.open_gate.start(choice, cohort, self._query, self.beliefs)
+            self._booked(booking, ask, choice, cohort, now)
             booking.placement = msgspec.structs.replace(booking.placement, reason="prefill-fallback", candidates=before.candidates)
             return booking.placement.decode
         self._fill(ask, now)
+        self._query.seed = self._rng.getrandbits(32)
         row = self._policy.decode(self._query, takers(self.beliefs, self._live, wanted, group), self.beliefs)
         if row is None:
             return None
@@ -292,12 +299,11 @@ class Scheduler:
         return self.beliefs.endpoints[row]
 
     def _fill(self, ask: Ask, now: float) -> None:
-        """Write the query."""
+        """Write the query, but for its seed."""
         query, slo, hits = self._query, ask.slo, ask.hits
-        prompt, spare_s, output = max(1, ask.prompt_tokens), max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s), ask.output_tokens
-        need = prompt + (self.lengths.expected_tokens(ask.length_class, ask.max_tokens) if output is None else output)
-        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, need, 0.0)
-        query.seed = self._rng.getrandbits(32)
+        prompt, spare_s, due_s = ask.prompt_tokens or 1, max(_LEAST_SPARE_S, slo.ttft_s - ask.waited_s), now + slo.ttft_s - ask.waited_s
+        need, (most, kind) = prompt + self.expected_tokens(ask), self.length_of(ask)
+        _write_ask(query.cells, 0, now, prompt, ask.tokens_per_chunk, spare_s, slo.itl_s, need, 0.0, due_s, most, kind)
         query.explain = ask.explain
         if hits is None or ask.hits_by_id:
             query.slots, query.chunks = _NO_SLOTS, _NO_CHUNKS
@@ -307,6 +313,12 @@ class Scheduler:
     def expected_tokens(self, ask: Ask) -> int:
         """Tokens that the answer is expected to have."""
         return self.lengths.expected_tokens(ask.length_class, ask.max_tokens) if ask.output_tokens is None else ask.output_tokens
+
+    def length_of(self, ask: Ask) -> tuple[float, int]:
+        """(most output tokens, length class), as cells hold them."""
+        if ask.output_tokens is not None:
+            return ask.output_tokens, col.KNOWN
+        return math.inf if ask.max_tokens is None else ask.max_tokens, self.lengths.follows(ask.length_class)
 
     def _hold(self, hits_by_id: Mapping[str, int], held: bool) -> None:
         for endpoint_id, chunks in hits_by_id.items():

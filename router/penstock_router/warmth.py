@@ -24,7 +24,7 @@ def warm_up() -> None:
     kernel.least_step(rows, both, owners, slots, chunks, numbers, 1)
     kernel.least_running(rows, both, owners, slots, chunks, numbers, 1, -1.0)
     kernel.book(rows, 0, 1.0, 1.0, 0.0)
-    kernel.book_prompt(rows, streams, 0, 0, 1.0, 1.0, 0.0, 0.0, 1.0, 0, 0.0)
+    kernel.book_prompt(rows, streams, 0, 0.0, numbers, False)
     kernel.computed(rows, 0, 1.0, 0.0)
     kernel.withdraw(rows, 0, 0.0, 0.0)
     kernel.advance(rows, 0, 0.0)

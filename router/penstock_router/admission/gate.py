@@ -1,9 +1,9 @@
-"""Whether a request should start where the policy would put it, or wait: the judgement on one placement, before it is booked.
+"""Whether a request should start where the policy would put it, or wait: the judgement on one placement, and its booking.
 
-The scheduler asks `Gate.judge` between choosing and booking. A request waits while every endpoint has more than a little work
+The scheduler asks `Gate.start` after choosing. A request waits while every endpoint has more than a little work
 queued (what waits here can still be ordered, what waits there cannot), and while starting it would make more targets missed
 than met. The decode load is that of the moment when its prefill ends: judged by the load of now, prefill and decode take turns
-in being full (Mooncake, section on overload). It books nothing and knows no queue. The formulas: `outlook`.
+in being full (Mooncake, section on overload). It knows no queue. The formulas: `outlook`.
 """
 
 import math
@@ -43,16 +43,15 @@ class Gate:
     def __init__(self, lengths: LengthClasses, margin: ItlMargin) -> None:
         self._lengths = lengths
         self._margin = margin
-        self.stance = outlook.TIMELY
+        self.stance = outlook.UNJUDGED
         self.target_s = math.inf
         """TTFT target of the request, from its arrival: the scale of what may wait at an endpoint."""
 
-    def judge(self, choice: Choice, cohort: Cohort, query: Query, beliefs: Beliefs) -> Declined | None:
-        """None: it may start at `choice.row`, whose columns hold the terms of its cost."""
-        verdict = outlook.verdict(
+    def start(self, choice: Choice, cohort: Cohort, query: Query, beliefs: Beliefs) -> Declined | None:
+        """None: it starts at `choice.row`, whose columns hold the terms of its cost, and where the arrays have it booked now."""
+        verdict = outlook.start(
             beliefs.rows, beliefs.streams, query.table, cohort.starters, cohort.prefills, cohort.decodes, choice.row, query.numbers,
-            choice.divided, -1.0 if choice.itl_s is not None else float(choice.hit_tokens), self.stance, self.target_s,
-            self._margin.value, self._lengths.model.mean_tokens,
+            choice.divided, choice.itl_s is not None, self.stance, self.target_s, self._margin.value, self._lengths.model.mean_tokens,
         )  # fmt: skip
         if verdict == outlook.ROOM:
             return None

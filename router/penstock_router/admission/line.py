@@ -14,7 +14,7 @@ from penstock_core.errors import Outcome
 from penstock_router.admission.claim import MOST_RETRY_S, Claim, LineLimits, Turned, whole_seconds
 from penstock_router.admission.fair_queue import FairQueue, Place
 from penstock_router.admission.gate import Declined, Gate
-from penstock_router.admission.outlook import CROWDED, LATE, OWED, TIMELY
+from penstock_router.admission.outlook import CROWDED, LATE, OWED, TIMELY, UNJUDGED
 from penstock_router.admission.pace import Pace
 from penstock_router.booking import Booking
 from penstock_router.scheduling import Ask, Scheduler
@@ -159,13 +159,11 @@ class Line:
         ask, target_s = one.ask, one.ask.slo.ttft_s
         if one.waited:  # what is left of the target is what a placement is judged by
             ask = msgspec.structs.replace(ask, waited_s=now - one.arrived_s)
-        gate: Gate | None = None
-        if self._limits.waiting:
-            gate = self._gate
-            gate.stance, gate.target_s = stance, float(target_s)
+        gate = self._gate
+        gate.stance, gate.target_s = stance if self._limits.waiting else UNJUDGED, float(target_s)
         result = self._scheduler.attempt(ask, now, gate)
         if isinstance(result, Declined) and not self._scheduler.trusted:
-            result = self._scheduler.attempt(ask, now, None)
+            result = self._scheduler.attempt(ask, now, self._scheduler.open_gate)
         if isinstance(result, Declined):
             one.declined = result
             one.work_s = result.work_s

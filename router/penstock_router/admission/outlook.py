@@ -1,4 +1,4 @@
-"""The gate's judgement on one placement, computed over the flat arrays like the kernel, in one call.
+"""The gate's judgement on one placement, and its booking, computed over the flat arrays like the kernel, in one call.
 
 Beyond the cost of the placement it looks at the decode step when the prefill will have ended, at the least wait anywhere, and
 weighs what a policy has not. In numba's subset of Python; no request, no clock, no queue. What the words mean: `gate`.
@@ -15,7 +15,7 @@ from penstock_router.kernel.compiled import Floats, Rows
 from penstock_router.kernel.costs import NO_ROOM, weigh
 from penstock_router.kernel.durations import decode_s, through_s
 from penstock_router.kernel.misses import others_miss
-from penstock_router.kernel.passes import advance, batch, queue
+from penstock_router.kernel.passes import advance, batch, book_prompt, queue
 from penstock_router.machine_code import Compiler
 
 compiled = Compiler(Path(__file__), *SOURCES)
@@ -27,9 +27,9 @@ _LOST = 0.5
 _DOUBTFUL = 0.1
 _HARMLESS = 0.05
 
-TIMELY, CROWDED, LATE, OWED = range(4)
+TIMELY, CROWDED, LATE, OWED, UNJUDGED = range(5)
 """What a request may ask for: it can meet its target; so can others that wait (no room for doubtful ones); its target is lost (it starts
-where it does no harm); it must be served, whatever it does to others' targets."""
+where it does no harm); it must be served, whatever it does to others' targets; it starts where the policy says, at once."""
 ROOM, BUSY, NO_KV, TOO_LATE, TOO_SLOW, HARM = range(6)
 """Verdicts: it may start; or why not, see `gate.Declined`."""
 
@@ -154,9 +154,29 @@ def verdict(
     return HARM if rows[r, col.OTHERS_MISS] > (_HARMLESS if stance == LATE else 1.0 - own) else ROOM
 
 
+@compiled
+def start(
+    rows: Floats, streams: Floats, table: Floats, starters: Rows, prefills: Rows, decodes: Rows, r: int, q: Floats, divided: bool,
+    weighed: bool, stance: int, target_s: float, margin: float, mean_tokens: float,
+) -> int:  # fmt: skip
+    """The verdict on placing the request at endpoint r, whose HIT_TOKENS hold; where it is ROOM, the prompt is booked there.
+
+    `weighed`: the policy has left all terms of its cost there. The rest: `verdict`.
+    """
+    hit, found = rows[r, col.HIT_TOKENS], ROOM
+    if stance != UNJUDGED:
+        unweighed = -1.0 if weighed else hit
+        found = verdict(
+            rows, streams, table, starters, prefills, decodes, r, q, divided, unweighed, stance, target_s, margin, mean_tokens
+        )  # fmt: skip
+    if found == ROOM:
+        book_prompt(rows, streams, r, hit, q, divided)
+    return found
+
+
 def warm_up() -> None:
     """Compile, or load from the cache, before the first request."""
     rows, streams = np.zeros((2, col.ROW)), np.zeros((2, 2, col.CELL))
     both, numbers, table = np.arange(2), np.ones(col.ASK), np.zeros((1, 2, col.LONGEST_TOKENS + 1))
     least_wait_s(rows, both, 0.0)
-    verdict(rows, streams, table, both, both, both, 0, numbers, False, 0.0, TIMELY, 1.0, 1.0, 1.0)
+    start(rows, streams, table, both, both, both, 0, numbers, False, False, TIMELY, 1.0, 1.0, 1.0)

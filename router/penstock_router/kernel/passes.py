@@ -3,6 +3,8 @@
 Bookings and beliefs move it, the costs read it. U, D, X, t_e, b and C are the columns of `columns`; formulas: design, "Placement".
 """
 
+import math
+
 from penstock_core import profile as pc
 
 from penstock_router import columns as col
@@ -92,14 +94,19 @@ def book(rows: Floats, r: int, new: float, kv: float, now: float) -> None:
 
 
 @compiled
-def book_prompt(
-    rows: Floats, streams: Floats, r: int, j: int, new: float, kv: float, due_s: float, target_itl_s: float, most_tokens: float,
-    kind: int, now: float,
-) -> None:  # fmt: skip
-    """`book` a prompt that waits at endpoint r from now on, in its cell j, which becomes the last one in use."""
-    book(rows, r, new, kv, now)
+def book_prompt(rows: Floats, streams: Floats, r: int, hit: float, q: Floats, divided: bool) -> None:
+    """`book` the prompt, of which endpoint r holds `hit` tokens; it waits there from now on, in the row's next cell, which is free.
+
+    `divided`: it decodes elsewhere, so that no target ITL counts here, and its KV must have been handed over in time.
+    """
+    n, due_s, target_itl_s = q[col.PROMPT], q[col.DUE_AT_S], q[col.TARGET_S]
+    if divided:
+        due_s, target_itl_s = due_s - n * rows[r, pc.TRANSFER_TOKEN], math.inf
+    book(rows, r, n - hit, n if divided else q[col.KV_NEED], q[col.NOW_S])
+    j = int(rows[r, col.CELLS_USED])
     streams[r, j, col.DUE_S], streams[r, j, col.END_TOKENS], streams[r, j, col.TOKENS] = due_s, rows[r, col.EVER], 0.0
-    streams[r, j, col.TARGET_ITL_S], streams[r, j, col.MOST_TOKENS], streams[r, j, col.LENGTH_CLASS] = target_itl_s, most_tokens, kind
+    streams[r, j, col.TARGET_ITL_S] = target_itl_s
+    streams[r, j, col.MOST_TOKENS], streams[r, j, col.LENGTH_CLASS] = q[col.MOST_OUTPUT], q[col.OUTPUT_CLASS]
     rows[r, col.CELLS_USED] = j + 1.0
 
 

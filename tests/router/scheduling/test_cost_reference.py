@@ -4,6 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from penstock_core.endpoint import Role
 from penstock_core.profile import PROFILES, EngineProfile
 from penstock_core.slo import Slo
 from penstock_router import columns as col
+from penstock_router import kernel
 
 pytestmark = pytest.mark.usefixtures("each_kernel")
 NOW = 100.0
@@ -166,7 +168,11 @@ def workers(draw: st.DrawFn, decoding: bool) -> Worker:
 def believe(scheduler, row: int, worker: Worker) -> None:
     beliefs = scheduler.beliefs
     for prompt in worker.prompts:
-        beliefs.book_prompt(row, prompt, 0.0, 0.0, 0.0, prompt.due_s, prompt.target_s, math.inf, col.EVERYTHING)
+        asked = np.zeros(col.ASK)
+        asked[col.DUE_AT_S], asked[col.TARGET_S] = prompt.due_s, prompt.target_s
+        asked[col.MOST_OUTPUT], asked[col.OUTPUT_CLASS] = math.inf, col.EVERYTHING
+        kernel.book_prompt(beliefs.rows, beliefs.streams, row, 0.0, asked, False)
+        beliefs.booked_prompt(row, prompt)
         beliefs.cells[prompt.cell + col.END_TOKENS] = 1_000_000 + worker.U - prompt.behind
     cells = beliefs.rows[row]
     cells[col.BOOKED], cells[col.COMPUTED], cells[col.PASSING], cells[col.PASS_START_S] = worker.U, worker.D, worker.X, worker.t_e
