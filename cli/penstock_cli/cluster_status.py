@@ -12,8 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from penstock_cli.cluster import Cluster, ClusterError, NotThere, Raw
-from penstock_cli.cluster_routers import CORE, USUAL_NAMESPACE, ask_all, routers
-from penstock_cli.explain import detail, overview
+from penstock_cli.cluster_routers import CORE, USUAL_NAMESPACE, RouterPod, ask_all, routers
+from penstock_cli.explain import detail, overview, profiles
 from penstock_cli.status import endpoints_table, models_line
 
 OURS = f"/apis/{GROUP}/{VERSION}"
@@ -50,17 +50,35 @@ def status(cluster: Cluster) -> tuple[Raw, list[Any]]:
 def explain(cluster: Cluster, request_id: str | None, last: int) -> tuple[Raw, list[Any]]:
     """The last decisions of all routers, newest first, or those of one request. Raises as `status`, and where there is none."""
     query: dict[str, str | int] = {"limit": last} if request_id is None else {"limit": last, "request_id": request_id}
-    answers = ask_all(cluster, routers(cluster), "/admin/decisions", query)
+    asked = routers(cluster)
+    answers = ask_all(cluster, asked, "/admin/decisions", query)
     decisions = [{"router": name, **decision} for name, said in answers.said.items() for decision in said["decisions"]]
     decisions = sorted(decisions, key=lambda decision: float(decision["age_s"]))[:last]
     if request_id is not None and not decisions:
-        asked = ", ".join(answers.said)
-        raise ClusterError(f"request_id is {request_id!r}; routers keep their last decisions only, and those of {asked} have it not")
+        those = ", ".join(answers.said)
+        raise ClusterError(f"request_id is {request_id!r}; routers keep their last decisions only, and those of {those} have it not")
     names = pod_names(cluster)
     shown = [_named(decision, names) for decision in decisions]
     details = [detail(decision) for decision in shown] if request_id is not None else []
+    found: Raw = {"decisions": decisions, "pods": names, "silent_routers": dict(answers.silent)}
+    if request_id is not None:
+        found["profiles"] = _profiles(cluster, asked, decisions)
+        details += [profiles(one["profiles"], one["router"]) for one in found["profiles"] if one["profiles"]]
     lines = [f"Router {name} does not answer: {why}" for name, why in answers.silent.items()]
-    return {"decisions": decisions, "pods": names, "silent_routers": dict(answers.silent)}, [overview(shown), *details, *lines]
+    return found, [overview(shown), *details, *lines]
+
+
+def _profiles(cluster: Cluster, asked: Sequence[RouterPod], decisions: Sequence[Raw]) -> list[Raw]:
+    """What the routers that decided predict with by now, one entry a router and model; without a router that no longer answers."""
+    wanted = {(decision["router"], decision["model"]) for decision in decisions}
+    names = {router for router, _ in wanted}
+    said = ask_all(cluster, [pod for pod in asked if pod.name in names], "/admin/learned").said
+    return [
+        {"router": name, "model": one["model"], "profiles": one["profiles"]}
+        for name, learned in said.items()
+        for one in learned["models"]
+        if (name, one["model"]) in wanted
+    ]
 
 
 def model_services(cluster: Cluster) -> list[Raw]:

@@ -95,9 +95,10 @@ def detail(decision: dict[str, Any]) -> RenderableType:
     return Group(title, table)
 
 
-def profiles(classes: Sequence[dict[str, Any]]) -> Table:
+def profiles(classes: Sequence[dict[str, Any]], router: str = "") -> Table:
     """Which profile a model's predictions come from, per class of endpoints: declared or fitted, by how much they differ, and why."""
-    table = Table(title="Profiles in force by now", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    where = f" at router {router}" if router else ""
+    table = Table(title=f"Profiles in force by now{where}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     for heading in ("pool", "declared", "of", "in force", "times declared", "why"):
         table.add_column(heading, overflow="fold")
     for one in classes:

@@ -150,6 +150,7 @@ def test_status_and_explain_look_into_a_cluster_with_few_rights(installed: Insta
     assert answer.is_success, answer.text
     explained = cli("explain", answer.headers["x-request-id"], "--kubeconfig", str(installed.kubeconfig), "-n", installed.namespace)
     assert explained.returncode == 0 and "llama-all-one" in explained.stdout and "cost" in explained.stdout, explained.stderr
+    assert "Profiles in force by now at router" in explained.stdout
     listed = json.loads(cli("explain", "--kubeconfig", str(installed.kubeconfig), "--json").stdout)
     scaling = cli("explain", "scaling", "--kubeconfig", str(installed.kubeconfig), "-n", installed.namespace)
     assert scaling.returncode == 1 and "no autoscaler has decided anything about" in scaling.stderr, scaling.stderr
