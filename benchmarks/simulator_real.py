@@ -6,10 +6,11 @@ machine is less than 60 % busy; how busy it was is printed. What HTTP, tokenisin
 lengths before, none of them among the 500, and given to the replay as the front end of its workers.
 """
 
+import argparse
 import asyncio
 import json
+import math
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -131,40 +132,51 @@ def lone(url: str) -> FrontEnd:
     return FrontEnd(constant_s=max(0.0, float(constant_s)), per_token_s=max(0.0, float(per_token_s)))
 
 
-def compare(name: str, real_ms: list[float], simulated: Spread) -> Row:
-    """The real figure's distance from the simulated one, in percent of it, at the median."""
-    assert simulated.p50 is not None and simulated.mean is not None
-    real, model = statistics.median(real_ms), simulated.p50 * 1e3
-    note = f"real {real:.2f} ms (mean {statistics.mean(real_ms):.2f}), simulated {model:.2f} (mean {simulated.mean * 1e3:.2f})"
-    return Row(f"median {name}, real against simulated", "%", (abs(real / model - 1.0) * 100.0,), 10.0, note)
+class Compared(msgspec.Struct, frozen=True):
+    """One run: real samples in ms beside the simulated spread in seconds, by figure; the share of the machine that was busy."""
+
+    pairs: dict[str, tuple[list[float], Spread]]
+    busy_ratio: float
+    front: FrontEnd
+    hit_ratio: float
 
 
-def main() -> None:
-    count = 150 if "--quick" in sys.argv else REQUESTS
-    sent = requests(0, count)
+def run(seed: int, count: int) -> Compared:
+    """A stack of its own: warmed, asked what lone requests take, then the requests of `seed`; and the same ones replayed."""
+    sent = requests(seed, count)
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
         options = ("--prefill", "0", "--decode", "0", "--both", str(WORKERS))
         with up(Path(folder) / "data", *options) as url:
-            asyncio.run(drive(url, requests(1, 30)))  # warms connections, code and tables
+            asyncio.run(drive(url, requests(seed + 1_000, 30)))  # warms connections, code and tables
             front = lone(url)
-            busy = asyncio.run(drive(url, sent))
+            busy_ratio = asyncio.run(drive(url, sent))
     model = summarise(replay(as_workload(sent), Setup(workers=same_workers(WORKERS), slo=Slo(), front_end=front)))
     ttft_ms = [(one.arrivals_s[0] - one.due_s) * 1e3 for one in sent]
     gaps_ms = [(after - before) * 1e3 for one in sent for before, after in zip(one.arrivals_s, one.arrivals_s[1:], strict=False)]
     tpot_ms = [(one.arrivals_s[-1] - one.arrivals_s[0]) / (len(one.arrivals_s) - 1) * 1e3 for one in sent if len(one.arrivals_s) > 1]
-    rows = [
-        compare("TTFT", ttft_ms, model.ttft_s),
-        compare("ITL", gaps_ms, model.itl_s),
-        compare("TPOT", tpot_ms, model.tpot_s),
-        Row(
-            "machine busy meanwhile",
-            "%",
-            (busy * 100.0,),
-            60.0,
-            f"{count} requests, {USUAL.rate:g}/s, {WORKERS} workers, hits {model.hit_ratio:.0%} simulated; front end "
-            f"{front.constant_s * 1e3:.1f} ms + {front.per_token_s * 1e6:.2f} µs a token",
-        ),
-    ]
+    pairs = {"TTFT": (ttft_ms, model.ttft_s), "ITL": (gaps_ms, model.itl_s), "TPOT": (tpot_ms, model.tpot_s)}
+    return Compared(pairs, busy_ratio, front, model.hit_ratio)
+
+
+def row(name: str, found: list[Compared]) -> Row:
+    """The real figure's distance from the simulated one at the median, in percent of it, run by run."""
+    medians = [(statistics.median(real), (simulated.p50 or math.nan) * 1e3) for real, simulated in (one.pairs[name] for one in found)]
+    note = "real and simulated, ms: " + "; ".join(f"{real:.2f}, {model:.2f}" for real, model in medians)
+    return Row(f"median {name}, real against simulated", "%", tuple(abs(real / model - 1.0) * 100.0 for real, model in medians), 10.0, note)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3, help="each with requests and a stack of its own")
+    parser.add_argument("--quick", action="store_true", help="one run of 150 requests")
+    told = parser.parse_args()
+    count = 150 if told.quick else REQUESTS
+    found = [run(seed, count) for seed in range(1 if told.quick else told.runs)]
+    fronts = "; ".join(f"{one.front.constant_s * 1e3:.1f} ms + {one.front.per_token_s * 1e6:.2f} µs a token" for one in found)
+    hits = ", ".join(f"{one.hit_ratio:.0%}" for one in found)
+    note = f"{count} requests, {USUAL.rate:g}/s, {WORKERS} workers, hits {hits} simulated; front end {fronts}"
+    busy = Row("machine busy meanwhile", "%", tuple(one.busy_ratio * 100.0 for one in found), 60.0, note)
+    rows = [*(row(name, found) for name in found[0].pairs), busy]
     show("Simulator against the real stack", rows)
     print(keep("simulator_real", rows))
 
