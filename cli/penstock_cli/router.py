@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 from penstock_dataplane.loop import run
 from penstock_process import logs
-from penstock_process.system import SPARE_FILES, keep_freed_memory, raise_open_files
+from penstock_process.system import SPARE_FILES, keep_freed_memory, raise_open_files, use_large_pages
 from penstock_router.app import Router
 from penstock_router.config import RouterConfig, Secrets
 
@@ -25,13 +25,14 @@ GC_ALLOCATIONS = 20_000
 
 
 def settle_memory() -> None:
-    """Take what start-up made out of the garbage collector's sight, let it look less often, and keep what requests free.
+    """Take what start-up made out of the garbage collector's sight, let it look less often, keep what requests free, all in large pages.
 
     Some hundred thousand objects of imports never become garbage, and a request leaves no cycles unless it fails.
     """
     keep_freed_memory()
     gc.collect()
     gc.freeze()
+    use_large_pages()
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
 
 

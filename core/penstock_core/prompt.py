@@ -119,7 +119,10 @@ def canonical_plain_chat(messages: Sequence[PlainMessage], *, unescaped: bool = 
     """
     if not unescaped and _special_in("".join([message.role + message.content for message in messages])):
         messages = [PlainMessage(_escaped(message.role), _escaped(message.content)) for message in messages]
-    return ("c" + "".join([f"{message.role}\x1f{message.content}\x1e" for message in messages])).encode()
+    pieces = ["c"]
+    for message in messages:
+        pieces += (message.role, "\x1f", message.content, "\x1e")  # joined once: a long content is copied once less
+    return "".join(pieces).encode()
 
 
 def canonical_text(text: str) -> bytes:

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -20,6 +21,11 @@ KEPT_BYTES = 64 << 20
 """Freed memory that the process keeps at most for its next requests."""
 _MAPPED_BYTES = 4 << 20
 """Blocks from this size on still come from the kernel and go back to it at once."""
+
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
+_LARGE_PAGE_BYTES = 2 << 20
+_OWN_MEMORY = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p 0+ 00:00 0 *(?:\[heap\])?\n")
+"""A line of /proc/self/maps: begin and end of memory that is no file's and not shared."""
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +56,25 @@ def keep_freed_memory() -> bool:
         return False
     wanted = {_M_TRIM_THRESHOLD: KEPT_BYTES, _M_TOP_PAD: KEPT_BYTES // 4, _M_MMAP_THRESHOLD: _MAPPED_BYTES}
     return all(mallopt(option, size) for option, size in wanted.items())
+
+
+def use_large_pages() -> int:
+    """Have the kernel hold what is allocated now in pages of 2 MB where it can. Gives the bytes concerned; 0 where it is not Linux.
+
+    A request touches small objects all over the heap, and with pages of 4 KB a processor forgets most of their addresses in between. The
+    kernel obliges at once from Linux 6.1 on, before that by and by, and not at all where such pages are switched off.
+    """
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if not sys.platform.startswith("linux") or madvise is None:
+        return 0
+    concerned = 0
+    for first, last in _OWN_MEMORY.findall(Path("/proc/self/maps").read_text()):
+        begin, end = -(-int(first, 16) // _LARGE_PAGE_BYTES) * _LARGE_PAGE_BYTES, int(last, 16) // _LARGE_PAGE_BYTES * _LARGE_PAGE_BYTES
+        if begin < end:
+            concerned += end - begin
+            for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):  # advice only: what it answers changes nothing
+                madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice)
+    return concerned
 
 
 def process_began_s() -> float:

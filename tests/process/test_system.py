@@ -129,3 +129,25 @@ def test_a_process_knows_when_it_began():
     """Before it could run a line of ours, by the system's own account."""
     assert process_began_s() == pytest.approx(psutil.Process().create_time(), abs=1.0)
     assert process_began_s() < time.time()
+
+
+_LARGE = """
+from pathlib import Path
+from penstock_process.system import use_large_pages
+
+def advised():
+    return sum("hg" in line.split() for line in Path("/proc/self/smaps").read_text().splitlines() if line.startswith("VmFlags:"))
+
+held = [bytes(400) for _ in range(100_000)]
+before = advised()
+print(use_large_pages() >= 8 << 20, before, advised(), held[-1] == bytes(400))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
+def test_what_is_allocated_is_asked_for_in_large_pages() -> None:
+    """The kernel notes the advice on the memory of small objects, where it knows such pages; what they hold stays as it was."""
+    said = subprocess.run([sys.executable, "-c", _LARGE], capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    known = Path("/sys/kernel/mm/transparent_hugepage").exists()
+    assert said[0] == said[3] == "True"
+    assert int(said[1]) == 0 and (int(said[2]) > 0) == known
