@@ -9,10 +9,11 @@ from collections.abc import Generator
 import pytest
 from hypothesis import settings
 
-settings.register_profile("penstock", deadline=None)  # no test is about wall time, and a first call may compile
-settings.load_profile("penstock")
-
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+# No test is about wall time, and a first call may compile. In CI the same examples every time: chance finds new ones elsewhere.
+settings.register_profile("penstock", deadline=None, derandomize=IN_CI)
+settings.load_profile("penstock")
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
 from penstock_core.traffic import Ended, Window, joined
+from window_strategies import content, windows
 
 
 def window(since_s: float, until_s: float, arrival_s: list[float], waiting: int = 0) -> Window:
@@ -40,3 +42,13 @@ def test_no_window_is_not_an_empty_window() -> None:
     """Nothing known is no traffic of zero."""
     with pytest.raises(ValueError, match="1 or more"):
         joined([])
+
+
+@given(windows(), windows(), windows())
+def test_windows_may_be_joined_in_any_order_and_in_any_groups(a: Window, b: Window, c: Window) -> None:
+    """Nothing depends on which router's window is read first, or on what was added up before."""
+    whole = content(joined([a, b, c]))
+    assert content(joined([c, a, b])) == whole
+    assert content(joined([joined([a, b]), c])) == whole
+    assert content(joined([a, joined([b, c])])) == whole
+    assert content(joined([a])) == content(joined([joined([a])]))

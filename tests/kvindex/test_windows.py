@@ -7,14 +7,17 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from penstock_cli.redis_server import RedisServer
 from penstock_core.errors import IndexUnavailable
 from penstock_core.profile import PROFILES
 from penstock_core.profile_fit import PoolFit
-from penstock_core.traffic import Ended, Window
+from penstock_core.traffic import Ended, Window, joined
 from penstock_kvindex.calls import connect
 from penstock_kvindex.window_wire import MOST_ARRIVALS, MOST_FITS, decode_window, encode_window
 from penstock_kvindex.windows import KEPT_S, Published, Windows, gathered
+from window_strategies import content, windows
 
 
 def window(since_s: float, until_s: float, arrivals: int = 4, **fields: Any) -> Window:
@@ -81,6 +84,33 @@ def test_a_request_is_known_again_by_its_arrival() -> None:
     _, first, _ = decode_window(encode_window("r", came, last=False)) or pytest.fail("unreadable")
     _, second, _ = decode_window(encode_window("r", ended, last=False)) or pytest.fail("unreadable")
     assert set(second.ended.arrival_s.tolist()) == set(first.arrival_s.tolist())
+
+
+@given(windows())
+def test_any_window_comes_back_with_everything_that_was_in_it(sent: Window) -> None:
+    """Sizes, moments and what has no value; a written form that is cut off anywhere is no window, and no error."""
+    wire = encode_window("r", sent, last=False)
+    router, got, last = decode_window(wire) or pytest.fail("unreadable")
+    assert (router, last) == ("r", False)
+    assert content(got) == content(sent)
+    assert decode_window(wire[: len(wire) // 2]) is None
+
+
+@given(st.data(), st.integers(1, 4))
+def test_however_requests_are_spread_over_routers_the_sum_is_the_same(data: st.DataObject, routers: int) -> None:
+    """Each router's windows of the same times; the rows of the stream in any order; read at once, or up to a moment and then the rest."""
+    rows = [Published(f"r{router}", data.draw(windows(since_s=5.0 * turn, length_s=5.0))) for router in range(routers) for turn in range(3)]
+    mixed = data.draw(st.permutations(rows))
+    whole, again = gathered(rows, 0.0, -60.0), gathered(mixed, 0.0, -60.0)
+    assert whole is not None
+    assert again is not None
+    assert content(again) == content(whole)
+    assert whole.arrivals == sum(row.window.arrivals for row in rows)
+    first = gathered([row for row in mixed if row.window.until_s <= 10.0], 0.0, -60.0)
+    assert first is not None
+    rest = gathered(mixed, first.until_s, -60.0)
+    assert rest is not None
+    assert content(joined([first, rest])) == content(whole)
 
 
 @pytest.mark.parametrize("broken", [b"", b"\x81", msgspec.msgpack.encode({"v": 99})])

@@ -7,6 +7,8 @@ import signal
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from penstock_core.errors import Outcome
 from penstock_core.profile_fit import Passes
 from penstock_core.traffic import Window, joined
@@ -17,6 +19,7 @@ from penstock_kvindex.windows import Windows
 from penstock_router.app import Router
 from penstock_router.config import RouterConfig, ServedModel
 from penstock_router.tally import MOST_KEPT, Ending, Tally
+from window_strategies import content
 
 from tests.router.conftest import refuses
 from tests.router.test_registered import SECRETS, record, start_router
@@ -70,6 +73,27 @@ def test_of_very_many_requests_an_even_sample_is_kept() -> None:
     window = tally.cut(0.0, 50.0, 0.0, waiting=0, ttft_s=2.0)
     assert (window.arrivals, window.endings, len(window.arrival_s), len(window.ended.ok)) == (50_000, 50_000, MOST_KEPT, MOST_KEPT)
     assert np.diff(window.arrival_s).max() < 0.06
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12).map(lambda n: 64 * n), st.integers(0, 99_999), st.booleans(), st.sampled_from(Outcome)), max_size=30
+    ),
+    st.data(),
+)
+def test_two_routers_windows_add_up_to_what_one_would_have_seen(requests, data):
+    """However requests are dealt out to them: the same arrivals, endings and counts."""
+    one, *two = (Tally() for _ in range(3))
+    for ticks, prompt, ends, outcome in requests:
+        received_s = ticks / 64
+        for tally in (one, data.draw(st.sampled_from(two))):
+            tally.arrivals.append((received_s, prompt))
+            if ends:
+                tally.endings.append(ended(received_s, outcome, prompt_tokens=prompt))
+    edges = ((0.0, 5.0), (5.0, 20.0))
+    whole, *parts = (joined([tally.cut(*edge, 0.0, waiting=0, ttft_s=2.0) for edge in edges]) for tally in (one, *two))
+    assert content(joined(parts)) == content(whole)
+    assert whole.arrivals == len(requests)
 
 
 async def read_until(windows: Windows, since_s: float, arrivals: int, endings: int) -> Window:
