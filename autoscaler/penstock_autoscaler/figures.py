@@ -5,6 +5,8 @@
 
 from penstock_core import metric_names
 from penstock_core.metric_names import Metric
+from penstock_core.slo import Slo
+from penstock_core.traffic import Window, attained
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from penstock_autoscaler.decision import Decision
@@ -26,6 +28,8 @@ class Figures:
         self._valid = self._gauge(metric_names.AUTOSCALER_VALID)
         self._leader = self._gauge(metric_names.AUTOSCALER_LEADER)
         self._decisions = self._counter(metric_names.AUTOSCALER_DECISIONS)
+        self._ended = self._counter(metric_names.AUTOSCALER_ENDED)
+        self._met = self._counter(metric_names.AUTOSCALER_MET)
         self._failures = self._counter(metric_names.AUTOSCALER_FAILURES)
         seconds = metric_names.AUTOSCALER_SECONDS
         self._seconds = Histogram(seconds.name, seconds.help, seconds.labels, buckets=seconds.buckets, registry=self.registry)
@@ -44,6 +48,12 @@ class Figures:
                 for name in PHASES:
                     self._phases.labels(model, pool.name, name.removesuffix("_s")).set(getattr(pool.start, name))
             self._fitted.labels(model, pool.name).set(pool.fit is not None)
+
+    def heard(self, model: str, traffic: Window, slo: Slo) -> None:
+        """An interval that was decided on, once; routers may have sampled its requests."""
+        fared = attained(traffic.ended, slo)
+        self._ended.labels(model).inc(traffic.endings)
+        self._met.labels(model).inc(traffic.endings * (fared.goodput_ratio or 0.0))
 
     def failed(self, model: str, step: str) -> None:
         self._failures.labels(model, step).inc()

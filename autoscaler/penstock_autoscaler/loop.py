@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from penstock_core.errors import IndexUnavailable, PenstockError
 from penstock_core.traffic import Window
+from penstock_process.settings import check_ranges
 
 from penstock_autoscaler.decision import Decision
 from penstock_autoscaler.figures import Figures
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class LoopTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """All waits of a loop, in seconds, each more than 0."""
+    """All waits of a loop, in seconds. Raises ConfigError for one out of 0.001..86400."""
 
     period_s: float = 15.0
     """Between decisions."""
@@ -44,9 +45,7 @@ class LoopTimes(msgspec.Struct, frozen=True, kw_only=True):
     """How much earlier traffic an autoscaler without a memory looks at first."""
 
     def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            if not 0.0 < getattr(self, name) < 86_400.0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: more than 0 and less than 86400 seconds")
+        check_ranges(self, dict.fromkeys(self.__struct_fields__, (0.001, 86_400.0, "seconds")))
 
 
 class _Saved(msgspec.Struct):
@@ -59,11 +58,10 @@ class _Saved(msgspec.Struct):
 
 
 class _Thought(msgspec.Struct):
-    """A decision under way: for which moment, up to which traffic."""
+    """A decision under way: for which moment, from which traffic."""
 
     task: asyncio.Task[Decision]
-    at_s: float
-    until_s: float | None
+    seen: Observation
 
 
 class ScalingLoop:
@@ -212,7 +210,7 @@ class ScalingLoop:
         )
         if self._thinking is None:
             task = asyncio.create_task(asyncio.to_thread(self._brain.step, seen))
-            self._thinking = _Thought(task, now_s, traffic.until_s if traffic is not None else None)
+            self._thinking = _Thought(task, seen)
         thought = self._thinking
         done, _ = await asyncio.wait((thought.task,), timeout=self.times.step_s)
         if not done:
@@ -220,9 +218,10 @@ class ScalingLoop:
             return None
         self._thinking = None
         decision = thought.task.result()
-        if thought.until_s is not None:
-            self._since_s = thought.until_s
-        return decision if thought.at_s == now_s else None  # asked in an earlier tick, and too late by now
+        if thought.seen.traffic is not None:
+            self._since_s = thought.seen.traffic.until_s
+            self._figures.heard(self.model, thought.seen.traffic, thought.seen.target.slo)
+        return decision if thought.seen.now_s == now_s else None  # asked in an earlier tick, and too late by now
 
     async def _act(self, decision: Decision, fleet: Fleet) -> str:
         """Carry it out and show it; why that could not be done, or nothing."""

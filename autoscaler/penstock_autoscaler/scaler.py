@@ -6,7 +6,7 @@ from `trend`, `forecast` and `demand`, rules from `decide` and `split`.
 
 import msgspec
 from penstock_core.slo import Attainment, Slo
-from penstock_core.traffic import Ended, Window
+from penstock_core.traffic import Window, attained
 
 from penstock_autoscaler.decide import Resized, bounds_of, hold_s, late, resize
 from penstock_autoscaler.decision import Decision, Reason
@@ -158,7 +158,7 @@ class Scaler:
         self.memory.add(traffic, self._settings)
         fade = 0.5 ** (traffic.length_s / self._settings.budget_half_life_s)
         share = traffic.endings / max(1, len(traffic.ended.ok))
-        fared = _fared(traffic.ended, slo)
+        fared = attained(traffic.ended, slo)
         self.memory.counted = self.memory.counted * fade + fared.requests * share
         self.memory.missed = self.memory.missed * fade + (fared.requests - fared.both_met) * share
         recent = [one for one in self.memory.fared if one.until_s > traffic.until_s - MEASURED_S]
@@ -194,12 +194,6 @@ class Scaler:
         allowed = 1.0 - target_ratio
         missed = (self.memory.missed + _PRIOR_REQUESTS * allowed) / (self.memory.counted + _PRIOR_REQUESTS)
         return 1.0 - allowed * min(1.0, max(_STRICTEST, allowed / max(1e-9, missed)))
-
-
-def _fared(ended: Ended, slo: Slo) -> Attainment:
-    """A first token whose time is not known counts as in time."""
-    ttft_met, itl_met = ended.ok & ~(ended.ttft_s > slo.ttft_s), ended.ok & ~(ended.tpot_s > slo.itl_s)
-    return Attainment(len(ended.ok), int(ttft_met.sum()), int(itl_met.sum()), int((ttft_met & itl_met).sum()))
 
 
 def _unchanged(seen: Observation, reason: Reason, message: str, *, valid: bool = True) -> Decision:

@@ -36,7 +36,12 @@ def local_explain(folder: DataFolder, url: str | None, request_id: str | None, l
 
 def overview(decisions: Sequence[dict[str, Any]]) -> Table:
     """One row a decision, newest first: tokens of the prompt, predicted hit, the engine's own hit, predicted and measured TTFT."""
-    table = Table(title=f"{len(decisions)} decisions, newest first", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title=f"{len(decisions)} decision{'' if len(decisions) == 1 else 's, newest first'}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+    )
     for heading in ("request", "model", "prefill", "decode", "reason"):
         table.add_column(heading, overflow="fold")
     for heading in ("ago", "prompt", "hit", "engine", "predicted", "TTFT", "tried"):

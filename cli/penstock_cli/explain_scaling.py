@@ -64,7 +64,12 @@ def told_of(found: dict[str, Any]) -> list[tuple[str, float, list[Told]]]:
 
 def shown(model: str, now_s: float, told: Sequence[Told]) -> RenderableType:
     """One row a decision or run of equal ones, newest first, and below it the numbers behind the newest."""
-    table = Table(title=f"{model}: {len(told)} decisions, newest first", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title=f"{model}: {len(told)} decision{'' if len(told) == 1 else 's, newest first'}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+    )
     for heading in ("ago", "times"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("replicas", no_wrap=True)

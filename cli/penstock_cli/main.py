@@ -76,6 +76,9 @@ def up(
     autoscale_set: Annotated[
         list[str] | None, typer.Option(help="name=value of the autoscaler (docs/configuration.md): period_s, stable_s, … Repeatable.")
     ] = None,
+    autoscaler_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the autoscaler's metrics, with --autoscale; 0: any free one.")
+    ] = 0,
     engine: Annotated[
         EngineName, typer.Option(help="sim needs no GPU and no model; vllm and sglang an environment of theirs.")
     ] = EngineName.SIM,
@@ -112,6 +115,7 @@ def up(
     plan = UpPlan(
         bounds=bounds,
         scaling=parse_scaling(parse_settings(autoscale_set or ())),
+        autoscaler_port=autoscaler_port,
         slo=slo_of(slo_ttft_ms, slo_itl_ms),
         attainment_ratio=slo_share,
         engine=engine.value,

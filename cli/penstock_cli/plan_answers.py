@@ -84,12 +84,14 @@ def over_time(workload: Workload, what: Asked, plot: Path | None) -> Answer:
         draw_plan(done, what.target.attainment_ratio, plot)
         sys.stderr.write(f"wrote {plot}\n")
     changed = changes(done.ticks)
+    steps = len(changed) - 1
     table = timeline(f"{done.summary.workload}: what the autoscaler would do", changed)
     met = done.summary.goodput_ratio
     goal = what.target.attainment_ratio
     said = (
         f"{done.accelerator_hours:.2f} accelerator-hours, {met:.2%} of {done.summary.requests} requests met both targets "
-        f"(goal {goal:.1%}{'' if met >= goal else ', missed'}), {len(changed) - 1} changes of size in {done.summary.span_s / 60.0:.0f} min"
+        f"(goal {goal:.1%}{'' if met >= goal else ', missed'}), "
+        f"{steps} change{'' if steps == 1 else 's'} of size in {done.summary.span_s / 60.0:.0f} min"
     )
     found = {
         "accelerator_hours": done.accelerator_hours,

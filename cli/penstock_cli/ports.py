@@ -15,8 +15,8 @@ class PortBusy(PenstockError):
     """Another process listens there; the message names the port, the process where it can be known, and the option."""
 
 
-def require_free(host: str, port: int) -> None:
-    """Raises PortBusy when `host:port` cannot be listened on; port 0 (any) is always free."""
+def require_free(host: str, port: int, option: str = "--port") -> None:
+    """Raises PortBusy when `host:port` cannot be listened on; port 0 (any) is always free. `option`: what sets it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -26,7 +26,7 @@ def require_free(host: str, port: int) -> None:
             holder = _holder(port)
             raise PortBusy(
                 f"port {port} on {host} cannot be used ({error.strerror}{f'; process {holder} has it' if holder else ''}); "
-                f"choose another with --port, or --port 0 for any free one"
+                f"choose another with {option}, or {option} 0 for any free one"
             ) from None
 
 

@@ -54,8 +54,8 @@ def parse_scaling(settings: dict[str, Any]) -> ScalingSettings:
     """`{"period_s": 5}` laid over the defaults: fields of ScalerSettings and LoopTimes, and `window_s`. Raises PenstockError."""
     left = dict(settings)
     window_s = left.pop("window_s", 5.0)
-    if not isinstance(window_s, int | float) or not 0.2 <= window_s <= 60:
-        raise PenstockError(f"window_s is {window_s!r}; allowed: 0.2..60 seconds")
+    if not isinstance(window_s, int | float) or not 0.2 <= window_s <= 10:
+        raise PenstockError(f"window_s is {window_s!r}; allowed: 0.2..10 seconds")
     scaler = _some(left, ScalerSettings.__struct_fields__)
     times = _some(left, LoopTimes.__struct_fields__)
     unknown = left.keys() - scaler.keys() - times.keys()

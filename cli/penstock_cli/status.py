@@ -72,7 +72,7 @@ async def _add_leases(models: Sequence[dict[str, Any]], redis_url: str) -> None:
 def endpoints_table(models: Sequence[dict[str, Any]]) -> Table:
     """One row an endpoint of `GET /admin/endpoints`' models."""
     count = sum(len(model["endpoints"]) for model in models)
-    table = Table(title=f"{count} live endpoints", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=f"{count} live endpoint{'' if count == 1 else 's'}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     for heading in ("model", "endpoint", "role"):
         table.add_column(heading, overflow="fold")
     for heading in ("run", "wait", "prefill", "KV", "lease"):

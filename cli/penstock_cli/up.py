@@ -59,6 +59,7 @@ def run_up(plan: UpPlan, data: DataFolder) -> int:
         stack.callback(data.close)
         stack.callback(lambda: end_all(descendants(os.getpid()), _MARGIN_S))  # a net under everything: nothing is left behind
         require_free(_LISTEN, plan.port)
+        require_free(_LISTEN, plan.autoscaler_port, "--autoscaler-port")
         redis_url, own_redis = plan.redis_url, None
         try:
             if not redis_url:
@@ -154,6 +155,7 @@ class _Up:
         self.steps = Steps(console, self.stop)
         self.lines = _FleetLines(console)
         self.scaling: LocalScaling | None = None
+        self.scaling_url = ""
         self.router: Child | None = None
         self.url = ""
 
@@ -199,6 +201,7 @@ class _Up:
         )
         if self.plan.bounds:
             self.scaling = LocalScaling(self.plan, self.fleet, self.redis_url, self.console)
+            self.scaling_url = await self.scaling.listen(self.plan.autoscaler_port)
         self._show_ready()
 
     def _start_router(self, port: int) -> Child:
@@ -279,6 +282,7 @@ class _Up:
             slo, share = self.plan.target.slo, self.plan.attainment_ratio
             say(f"\nThe autoscaler sizes {bounds} so that {share:.0%} of requests have their first token within {slo.ttft_s * 1e3:g} ms")
             say(f"and the others every {slo.itl_s * 1e3:g} ms. Every change is said here; penstock explain scaling has all decisions.")
+            say(f"Its metrics: {self.scaling_url}")
         say("\n[dim]penstock status, penstock explain: where requests go and why.  Ctrl-C stops everything.[/]\n")
 
     async def _stay(self) -> None:

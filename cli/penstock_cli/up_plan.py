@@ -55,6 +55,8 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
     slo: Slo | None = None
     """Targets of requests that name none; None: the router's own."""
     attainment_ratio: float = DEFAULT_ATTAINMENT
+    autoscaler_port: int = 0
+    """Of its metrics; 0: any free one."""
 
     def __post_init__(self) -> None:
         if self.prefill + self.decode + self.both == 0:
@@ -67,6 +69,8 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
             replicas = self.desired.get(pool, 0)
             if not max(1, bounds.least) <= replicas <= bounds.most:
                 raise PenstockError(f"{pool} is {replicas}; allowed with --autoscale {pool}: {max(1, bounds.least)}..{bounds.most}")
+        if self.autoscaler_port and not self.bounds:
+            raise PenstockError(f"autoscaler_port is {self.autoscaler_port} without --autoscale; allowed: with it")
         parse_policy(self.policy)
         if self.engine != "sim" and not (Path(self.model) / "config.json").is_file():
             raise PenstockError(

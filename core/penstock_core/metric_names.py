@@ -139,6 +139,18 @@ AUTOSCALER_DECISIONS = Metric("penstock_autoscaler_decisions_total", "counter", 
 AUTOSCALER_SECONDS = Metric("penstock_autoscaler_decision_seconds", "histogram", ("model",), "Time of one decision.", _SECONDS)
 AUTOSCALER_VALID = Metric("penstock_autoscaler_valid", "gauge", ("model",), "1 while the last decision had data, else 0.")
 AUTOSCALER_LEADER = Metric("penstock_autoscaler_leader", "gauge", ("model",), "1 while this process may scale the model.")
+AUTOSCALER_ENDED = Metric(
+    "penstock_autoscaler_requests_total",
+    "counter",
+    ("model",),
+    "Requests that ended, shed and failed ones among them, as routers told; counted by the one autoscaler that acts on the model.",
+)
+AUTOSCALER_MET = Metric(
+    "penstock_autoscaler_requests_in_time_total",
+    "counter",
+    ("model",),
+    "Of them, those that met both targets (estimated from a sample of many).",
+)
 AUTOSCALER_FAILURES = Metric(
     "penstock_autoscaler_failures_total", "counter", ("model", "step"), "Steps that failed: signals, look, decide, carry_out, show, keep."
 )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from penstock_core.errors import Outcome
 from penstock_core.profile_fit import PoolFit, best_fits
+from penstock_core.slo import Attainment, Slo
 
 SHED = frozenset({Outcome.SHED, Outcome.QUEUE_FULL, Outcome.QUEUE_TIMEOUT})
 """Never reached an engine, for want of room. What is over a tenant's quota lacks no room and is no demand."""
@@ -78,6 +79,12 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def length_s(self) -> float:
         return self.until_s - self.since_s
+
+
+def attained(ended: Ended, slo: Slo) -> Attainment:
+    """How many met their targets; a first token whose time is not known counts as in time."""
+    ttft_met, itl_met = ended.ok & ~(ended.ttft_s > slo.ttft_s), ended.ok & ~(ended.tpot_s > slo.itl_s)
+    return Attainment(len(ended.ok), int(ttft_met.sum()), int(itl_met.sum()), int((ttft_met & itl_met).sum()))
 
 
 def joined(windows: Sequence[Window]) -> Window:

@@ -211,7 +211,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "given_kv_tokens": (1_000, 1_000_000_000, "tokens"),
     "given_entry_s": (1, 86_400, "seconds"),
     "speculative_s": (0.1, 600, "seconds"),
-    "traffic_window_s": (0.2, 60, "seconds"),
+    "traffic_window_s": (0.2, 10, "seconds"),
 }
 """What is allowed for each number: lowest, highest, unit."""
 

@@ -121,20 +121,31 @@ class World:
             self.model, signals=self.windows, actuator=self.fleet, brain=brain, store=self.store, figures=self.figures, times=times
         )
 
-    async def publish(self, arrivals: int, router: str = "a", fits: tuple[PoolFit, ...] = ()) -> None:
-        """The router's next window: from the end of its last one to now."""
+    async def publish(
+        self, arrivals: int, router: str = "a", fits: tuple[PoolFit, ...] = (), ended: tuple[int, int] = (0, 0), endings: int = 0
+    ) -> None:
+        """The router's next window: from the end of its last one to now. `ended`: of `endings`, how many were in time and how many not."""
         now_s = await self.windows.clock()
         since_s = self._until.get(router, now_s - 1.0)
         self._until[router] = now_s
-        empty = Ended.of([])
+        many = sum(ended)
+        went = Ended(
+            arrival_s=np.full(many, since_s),
+            prompt_tokens=np.full(many, 100),
+            hit_tokens=np.zeros(many, np.int64),
+            output_tokens=np.full(many, 10),
+            ttft_s=np.repeat([0.001, 1e6], ended),
+            tpot_s=np.full(many, 0.001),
+            ok=np.full(many, True),
+        )
         window = Window(
             since_s=since_s,
             until_s=now_s,
             arrival_s=np.linspace(since_s, now_s, arrivals, endpoint=False),
             prompt_tokens=np.full(arrivals, 100),
-            ended=empty,
+            ended=went,
             arrivals=arrivals,
-            endings=0,
+            endings=endings,
             fits=fits,
         )
         await self.windows.publish(Published(router, window))

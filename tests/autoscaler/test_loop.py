@@ -34,6 +34,21 @@ def test_a_decision_is_carried_out_shown_and_told(redis_url: str, unused_model: 
     asyncio.run(story())
 
 
+def test_requests_that_were_in_time_are_counted_once(redis_url: str, unused_model: str) -> None:
+    """Those of a window that routers had to sample for all that it stands for; a tick without news counts nothing."""
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            loop = world.loop(Obedient())
+            await world.publish(3, ended=(4, 1), endings=10)
+            for _ in range(3):
+                await loop.tick()
+            assert world.metric("penstock_autoscaler_requests_total") == 10
+            assert world.metric("penstock_autoscaler_requests_in_time_total") == 8
+
+    asyncio.run(story())
+
+
 def test_each_arrival_is_decided_on_once(redis_url: str, unused_model: str) -> None:
     """Whatever the tick and the windows, what the brain saw adds up; a tick without news is no data."""
 

@@ -32,6 +32,12 @@ def test_bounds_that_make_no_sense_are_named(written: str, said: str) -> None:
         parse_bounds(written)
 
 
+def test_a_port_for_nothing_is_refused() -> None:
+    """There are no metrics of an autoscaler without one."""
+    with pytest.raises(PenstockError, match="autoscaler_port is 9000 without --autoscale; allowed: with it"):
+        UpPlan(autoscaler_port=9000)
+
+
 def test_a_scaled_pool_starts_at_its_least() -> None:
     """Unless told otherwise; pools that are not named are not there, and one that may sleep starts awake."""
     assert replicas_of(None, None, None, {}) == {"prefill": 1, "decode": 2, "both": 0}
@@ -60,7 +66,13 @@ def test_settings_of_the_autoscaler_are_checked() -> None:
     """Each by its owner's range; one that nobody knows is named with those that are."""
     found = parse_scaling({"period_s": 5, "lease_s": 3.0, "window_s": 0.5})
     assert (found.scaler.period_s, found.times.period_s, found.times.lease_s, found.window_s) == (5.0, 5.0, 3.0, 0.5)
-    for wrong, said in (({"perod_s": 5}, "perod_s"), ({"period_s": 0}, "period_s is 0"), ({"window_s": 0.1}, "window_s is 0.1")):
+    for wrong, said in (
+        ({"perod_s": 5}, "perod_s"),
+        ({"period_s": 0}, "period_s is 0"),
+        ({"window_s": 0.1}, "window_s is 0.1"),
+        ({"window_s": 11}, "window_s is 11"),
+        ({"quiet_s": 0}, "quiet_s is 0"),
+    ):
         with pytest.raises(PenstockError, match=said):
             parse_scaling(wrong)
     with pytest.raises(PenstockError, match="period_s"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 
@@ -128,6 +129,10 @@ def test_replicas_follow_the_load_and_no_request_fails(tmp_path: Path) -> None:
         assert all(one["decision"]["message"] for one in told)
         assert told[0]["pools"][0]["start_s"] > 0.1, "measured, the profile says 60"
         assert "autoscaler, up: both 1 → " in up.said()
+        metrics = httpx.get(re.search(r"Its metrics: (\S+)", up.said())[1], trust_env=False).text
+        assert re.search(r'penstock_autoscaler_decisions_total\{model="sim",reason="up"\} [1-9]', metrics)
+        assert float(re.search(r'penstock_autoscaler_requests_total\{model="sim"\} (\S+)', metrics)[1]) > 50
+        assert 'penstock_autoscaler_start_phase_seconds{model="sim",phase="process",pool="both"}' in metrics
         status = json.loads(cli("status", "--data", str(up.data.path), "--json").stdout)["models"][0]
         assert status["scaling"]["decision"]["desired"].keys() == {"both"}
         assert "autoscaler" in cli("status", "--data", str(up.data.path)).stdout

@@ -185,7 +185,7 @@ def test_failures_are_told_and_a_closing_router_tells_its_rest(play, redis_url, 
         try:
             since_s = await windows.clock()
             await index.register(record(a, unused_model))
-            served = await start_router(world, redis_url, unused_model, traffic_window_s=60.0, queue_timeout_s=0.1)
+            served = await start_router(world, redis_url, unused_model, traffic_window_s=10.0, queue_timeout_s=0.1)
             await world.until(lambda: len(served.live) == 1, "the worker")
             assert (await world.chat(model=unused_model)).status >= 500
             await world.router.close()
@@ -212,7 +212,7 @@ def test_what_a_tenant_asks_for_beyond_its_quota_is_no_demand(play, redis_url, u
         try:
             since_s = await windows.clock()
             await index.register(record(a, unused_model))
-            served = await start_router(world, redis_url, unused_model, traffic_window_s=60.0, api_keys=str(keys))
+            served = await start_router(world, redis_url, unused_model, traffic_window_s=10.0, api_keys=str(keys))
             await world.until(lambda: len(served.live) == 1, "the worker")
             headers = {"authorization": "Bearer sk-small"}
             statuses = [(await world.chat("x" * 400, model=unused_model, headers=headers)).status for _ in range(4)]

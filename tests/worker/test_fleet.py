@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -110,15 +111,21 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         "async def main():\n"
         "    host = ProcessHost(Path(sys.argv[1]), WorkerSecrets())\n"
         "    worker = await host.start(WorkerConfig())\n"
-        "    while worker.url is None: await asyncio.sleep(0.02)\n"
-        "    print(worker.pid, flush=True)\n"
+        "    while worker.url is None and not worker.ended: await asyncio.sleep(0.02)\n"
+        "    print(repr(worker.why()) if worker.ended else worker.pid, flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
-        pid = int(parent.stdout.readline())
-        assert alive(pid)
-        parent.kill()
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as parent:
+        try:
+            assert select.select([parent.stdout], [], [], WAIT_S)[0], f"nothing after {WAIT_S} s"
+            said = parent.stdout.readline()
+            assert said.strip().isdigit(), said
+            pid = int(said)
+            assert alive(pid)
+        finally:
+            parent.kill()
     run(until(lambda: not alive(pid)))
 
 
