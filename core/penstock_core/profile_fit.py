@@ -79,9 +79,10 @@ class PoolFit(msgspec.Struct, frozen=True, kw_only=True):
     decode_ratio: float = 1.0
 
     @property
-    def weight(self) -> tuple[int, float, tuple[float, ...]]:
-        """The larger, the better it is known; beyond MOST_RESIDUALS samples all have seen as much as is remembered."""
-        return min(self.samples, MOST_RESIDUALS), -self.interval_ratio, self.row
+    def weight(self) -> tuple[object, ...]:
+        """The larger, the better it is known; beyond MOST_RESIDUALS samples all have seen as much as is remembered. No two fits weigh alike."""
+        known = (min(self.samples, MOST_RESIDUALS), -self.interval_ratio)
+        return *known, self.samples, self.declared, self.row, self.prefill_ratio, self.decode_ratio
 
 
 def best_fits(fits: Iterable[PoolFit]) -> tuple[PoolFit, ...]:
