@@ -58,8 +58,12 @@ def plan(
     slo_ttft_ms: Annotated[float | None, typer.Option(help="TTFT target. [default: the live model's, else 2000]")] = None,
     slo_itl_ms: Annotated[float | None, typer.Option(help="ITL target. [default: the live model's, else 50]")] = None,
     goal: Annotated[float, typer.Option(help="Share of requests that should meet both.")] = 0.95,
-    least: Annotated[int, typer.Option("--min", min=1, help="Fewest replicas of a role.")] = 1,
-    most: Annotated[int, typer.Option("--max", min=1, max=512, help="Most replicas of a role.")] = 16,
+    least: Annotated[
+        int | None, typer.Option("--min", min=1, help="Fewest replicas of a role. [default: as the live autoscaler may, else 1]")
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option("--max", min=1, max=512, help="Most replicas of a role. [default: as the live autoscaler may, else 16]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Say what the autoscaler would do, and why; nothing is changed.
@@ -72,8 +76,9 @@ def plan(
 
     if not 0.0 < goal < 1.0:
         raise ValueError(f"goal is {goal!r}; allowed: more than 0 and less than 1")
-    if least > most:
-        raise ValueError(f"min is {least}; allowed: 1..{most}, the value of --max")
+    bounds = (1 if least is None else least, 16 if most is None else most)
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"min is {bounds[0]}; allowed: 1..{bounds[1]}, the value of --max")
     if trace is None and not generate:
         from penstock_cli.data_folder import chosen
         from penstock_cli.plan_live import live_plan
@@ -89,9 +94,9 @@ def plan(
         offers = parse_offers(gpu_types)
         answer = answers.mixed(workload, offers, slo, goal, window_s)
     elif splits:
-        answer = answers.split(workload, engine, slo, goal, most)
+        answer = answers.split(workload, engine, slo, goal, bounds[1])
     else:
-        asked = answers.asked(engine, slo, goal, (workers, prefill, decode), (least, most), start_s, accelerators, seed)
+        asked = answers.asked(engine, slo, goal, (workers, prefill, decode), bounds, start_s, accelerators, seed)
         answer = answers.over_time(workload, asked, plot)
     answers.show(answer, as_json)
 
@@ -104,13 +109,15 @@ def parse_offers(text: str) -> "list[Offer]":
     for part in text.split(","):
         name, equals, rest = part.strip().partition("=")
         price, _, most = rest.partition("*")
+        if not equals:
+            raise ValueError(f"gpu-types is {part.strip()!r}; allowed: NAME=PRICE[*MOST], e.g. polynomial-reference@0.5=1.2*8")
         try:
             offer = Offer(name=name, profile=_engine(name), price=float(price), most=int(most) if most else 1_024)
         except ValueError as error:
             raise ValueError(
                 f"gpu-types is {part.strip()!r}: {error}; allowed: NAME=PRICE[*MOST], e.g. polynomial-reference@0.5=1.2*8"
             ) from None
-        if not equals or not 0.0 < offer.price < 1e9 or offer.most < 0:
+        if not 0.0 < offer.price < 1e9 or offer.most < 0:
             raise ValueError(f"gpu-types is {part.strip()!r}; allowed: a price above 0, and 0 or more to be had")
         offers.append(offer)
     if len({offer.name for offer in offers}) < len(offers):

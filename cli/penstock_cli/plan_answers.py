@@ -160,7 +160,8 @@ def split(workload: Workload, profile: EngineProfile, slo: Slo, goal: float, mos
 
 def now(model: str, decision: Decision, here: dict[str, int], seen: str) -> Answer:
     """One decision from live windows."""
-    table = Table(title=f"{model}: what the autoscaler would do now", title_justify="left", box=SIMPLE_HEAD)
+    title = f"{model}: what the autoscaler would do now"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, min_width=len(title))
     for heading in ("pool", "is", "would be"):
         table.add_column(heading, justify="left" if heading == "pool" else "right")
     for pool, size in decision.desired.items():

@@ -80,7 +80,7 @@ class PoolFit(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def weight(self) -> tuple[object, ...]:
-        """The larger, the better it is known; beyond MOST_RESIDUALS samples all have seen as much as is remembered. No two fits weigh alike."""
+        """The larger, the better it is known; beyond MOST_RESIDUALS samples all have seen as much as is kept. No two weigh alike."""
         known = (min(self.samples, MOST_RESIDUALS), -self.interval_ratio)
         return *known, self.samples, self.declared, self.row, self.prefill_ratio, self.decode_ratio
 

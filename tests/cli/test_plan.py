@@ -8,13 +8,18 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from penstock_autoscaler.decision import Decision, Reason
+from penstock_autoscaler.told import PoolThen, Told, encode_told
 from penstock_cli.main import app, main
+from penstock_cli.plan_live import NothingLive
 from penstock_core.endpoint import WorkerRecord
 from penstock_core.profile import DEFAULT_PROFILE
+from penstock_core.profile_fit import PoolFit
 from penstock_core.slo import Slo
 from penstock_core.traffic import Ended, Window
 from penstock_kvindex.models import ServedModels
 from penstock_kvindex.redis import RedisIndex
+from penstock_kvindex.scaling import ScalingStore
 from penstock_kvindex.windows import Published, Windows
 from typer.testing import CliRunner
 
@@ -88,6 +93,44 @@ def test_live_it_decides_from_the_windows_and_the_targets_of_the_model(
     assert decision["desired"][pool] > found["here"][pool] == 1
     assert "2400 requests in 120 s" in found["seen"]
     assert "no autoscaler has decided for it" in found["seen"]
+
+
+def test_live_it_keeps_to_what_the_models_own_autoscaler_keeps_to(
+    redis_url: str, unused_model: str, make_record: Callable[..., WorkerRecord]
+) -> None:
+    """Its bounds, unless others are given, and the profile that routers fitted; of a model that sleeps, what its autoscaler says."""
+    record = msgspec.structs.replace(make_record(1), profile=DEFAULT_PROFILE)
+    decision = Decision(at_s=1.0, desired={record.pool: 1}, reason=Reason.STEADY, message="Nobody asks.")
+    pool = PoolThen(name=record.pool, role="both", desired=1, ready=1, starting=0, min_replicas=1, max_replicas=2, start_s=33.0)
+    row = tuple(DEFAULT_PROFILE.at_speed(0.2).coefficients().tolist())
+    fit = PoolFit(pool=record.pool, declared=DEFAULT_PROFILE.name, row=row, samples=900, interval_ratio=0.1, prefill_ratio=5.0)
+
+    async def asleep() -> None:
+        store, models = ScalingStore(redis_url, unused_model), ServedModels(redis_url)
+        await models.set_targets({unused_model: Slo()})
+        await store.hold("a", 600.0)
+        await store.keep("a", b"", encode_told(Told(decision=decision, pools=(pool,), first_s=1.0)), again=False)
+        await store.aclose()
+        await models.aclose()
+
+    async def awake() -> None:
+        index, windows = RedisIndex(redis_url, unused_model), Windows(redis_url, unused_model)
+        await index.register(record)
+        now_s = await windows.clock()
+        await windows.publish(Published("router", msgspec.structs.replace(_busy(now_s - 120.0, now_s), fits=(fit,))))
+        await index.aclose()
+        await windows.aclose()
+
+    live = ("plan", "--redis", redis_url, "--model", unused_model)
+    asyncio.run(asleep())
+    with pytest.raises(NothingLive, match=f"its autoscaler says: {record.pool} 1: Nobody asks."):
+        CliRunner().invoke(app, [*live], catch_exceptions=False)
+    asyncio.run(awake())
+    found = msgspec.json.decode(planned(*live, "--json"))
+    assert found["decision"]["desired"] == {record.pool: 2}
+    assert f"engines of {record.pool} take prefill ×5.00" in found["seen"]
+    found = msgspec.json.decode(planned(*live, "--max", "5", "--json"))
+    assert found["decision"]["desired"] == {record.pool: 5}
 
 
 def _busy(since_s: float, until_s: float) -> Window:
