@@ -159,7 +159,7 @@ def test_what_a_router_learned_of_engines_is_told_with_its_windows(play, redis_u
                 for i in range(32):
                     tokens = 50 + 29 * i
                     profiles.take(0, Passes(((float(tokens), 0.0),), 0, 0.0, 0.0, 3.0 * declared.prefill_s(tokens)))
-                profiles.learn(float(batch + 1))
+                profiles.learn(float(batch + 1), True)
             told = ()
             async with asyncio.timeout(50):
                 while not told:
