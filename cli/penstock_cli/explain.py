@@ -1,7 +1,7 @@
 """`penstock explain`: why the last requests went where they went: every candidate, each term of its cost, the winner.
 
 It shows what the router kept of its decisions (`GET /admin/decisions`) and, beside one of them, the profiles that it predicts with by now
-(`GET /admin/learned`). The terms mean what docs/flows.md says; it adds up nothing.
+(`GET /admin/learned`). The terms mean what docs/policies.md says; it adds up nothing.
 """
 
 from collections.abc import Sequence

@@ -118,10 +118,10 @@ class OutputLengths:
         new = np.array(self._unlearned, np.int64)
         self._unlearned.clear()
         below = self.table[SHORTER]
-        upto = np.append(below[1:], 1.0)
+        upto = np.where(new < LONGEST_TOKENS, below[np.minimum(new + 1, LONGEST_TOKENS)], 1.0)
         # Evenly within each length's own share: a length that everybody has must not look like a misfit.
         within = (np.arange(self.observed, self.observed + len(new)) * _GOLDEN) % 1.0
-        ranks = below[new] + within * (upto[new] - below[new])
+        ranks = below[new] + within * (upto - below[new])
         self._ranks = np.append(self._ranks, ranks)[-_NEWEST:]  # before learning from them
         self.observed += len(new)
         self._newest = np.append(self._newest, new)[-_NEWEST:]
