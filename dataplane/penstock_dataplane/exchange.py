@@ -32,11 +32,11 @@ class Exchange:
         "_connection",
         "_disconnect",
         "_drained",
+        "_flowing",
         "_head",
         "_keep_alive",
         "_silent",
         "_write",
-        "bytes_sent",
         "finished",
         "gone",
         "on_pause",
@@ -56,12 +56,12 @@ class Exchange:
         self.on_pause: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
-        self.bytes_sent = 0  # body bytes handed to the transport
         self._connection = connection
         self._write = write
         self._keep_alive = request.keep_alive
         self._head: bytes | None = None
         self._chunked = False
+        self._flowing = False  # its head and a first chunk have been written, and more may follow
         self._silent = False  # a response that must not carry a body: HEAD, 204, 304
         self._disconnect: list[Callable[[], None]] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -80,7 +80,6 @@ class Exchange:
             length = None if body or isinstance(headers, bytes) else dict(headers).get(b"content-length")
             self._write(b"%bcontent-length: %b\r\n\r\n" % (head, length or str(len(body)).encode("ascii")))
         else:
-            self.bytes_sent = len(body)
             self._write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
         self._end()
 
@@ -99,6 +98,13 @@ class Exchange:
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body: one chunk, one write. Empty data sends nothing."""
+        if self._flowing and data:
+            self._write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._begin_or_end(data)
+
+    def _begin_or_end(self, data: bytes) -> None:
+        """A `write` that is none of the many in the middle of a chunked body."""
         if not data or self.gone:
             return
         if self.finished or not self.started:
@@ -106,7 +112,7 @@ class Exchange:
         if self._silent:
             self.flush()
             return
-        self.bytes_sent += len(data)
+        self._flowing = self._chunked
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         head = self._head
@@ -129,7 +135,6 @@ class Exchange:
         if self.finished or self.gone:
             return
         tail = b"" if self._silent else data
-        self.bytes_sent += len(tail)
         if self._chunked:
             tail = b"%x\r\n%b\r\n%b" % (len(tail), tail, _LAST_CHUNK) if tail else _LAST_CHUNK
         if self._head is not None:
@@ -172,6 +177,7 @@ class Exchange:
 
     def _end(self) -> None:
         self.finished = True
+        self._flowing = False
         self._disconnect = None
         self._connection.response_finished(self._keep_alive)
 
@@ -190,6 +196,7 @@ class Exchange:
 
     def client_gone(self, *, cancel: bool = True) -> None:
         self.gone = True
+        self._flowing = False
         self._wake()
         callbacks, self._disconnect = self._disconnect, None
         if callbacks is not None:

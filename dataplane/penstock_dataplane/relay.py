@@ -33,12 +33,10 @@ class Ending(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class RelayResult:
-    """`error` is set for UPSTREAM_FAILED and STALLED; `chunks` and `body_bytes` count what came from the upstream."""
+    """`error` is set for UPSTREAM_FAILED and STALLED."""
 
     ending: Ending
     error: UpstreamError | None
-    chunks: int
-    body_bytes: int
 
 
 async def relay(response: Response, exchange: Exchange, tap: Tap | None = None, *, finish: bool = True) -> RelayResult:
@@ -71,19 +69,15 @@ async def relay(response: Response, exchange: Exchange, tap: Tap | None = None, 
 class _Splice:
     """The sink between the two sides."""
 
-    __slots__ = ("_body_bytes", "_chunks", "_on_chunk", "_response", "_write", "ended")
+    __slots__ = ("_on_chunk", "_response", "_write", "ended")
 
     def __init__(self, response: Response, exchange: Exchange, tap: Tap | None, ended: "asyncio.Future[RelayResult]") -> None:
         self._response = response
         self._write = exchange.write
         self._on_chunk = tap.on_chunk if tap is not None else None
-        self._chunks = 0
-        self._body_bytes = 0
         self.ended = ended
 
     def on_data(self, data: bytes) -> None:
-        self._chunks += 1
-        self._body_bytes += len(data)
         if self._on_chunk is not None:
             try:
                 sent = self._on_chunk(data)
@@ -113,4 +107,4 @@ class _Splice:
 
     def _end(self, ending: Ending, error: UpstreamError | None) -> None:
         if not self.ended.done():
-            self.ended.set_result(RelayResult(ending, error, self._chunks, self._body_bytes))
+            self.ended.set_result(RelayResult(ending, error))

@@ -35,6 +35,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_body_done",
         "_close_delimited",
         "_deadline_s",
+        "_flowing",
         "_framed",
         "_garbage",
         "_head_bytes",
@@ -43,6 +44,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_loop",
         "_method",
         "_more",
+        "_now",
         "_parser",
         "_paused",
         "_piece",
@@ -59,6 +61,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, pool: "OriginPool", loop: asyncio.AbstractEventLoop) -> None:
         self._pool = pool
         self._loop = loop
+        self._now = loop.time
         self._transport: Any = None
         self._parser: Any = httptools.HttpResponseParser(self)
         self._awaiting: asyncio.Future[Response] | None = None
@@ -81,6 +84,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._close_delimited = False
         self._keep_alive = False
         self._body_done = False
+        self._flowing = False  # the head has been handed over, and the last read brought body alone, in one piece at most
         self._piece: bytes | None = None
         self._more: list[bytes] | None = None
 
@@ -153,7 +157,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Take bytes again."""
         if self._paused and not self.lost:
             self._paused = False
-            self.received_s = self._loop.time()
+            self.received_s = self._now()
             self._transport.resume_reading()
             if self._stall_timeout_s is not None:
                 self._pool.expect_timeout(self.timeout_at_s())
@@ -162,28 +166,28 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        self.received_s = self._loop.time()
+        self.received_s = self._now()
 
     def data_received(self, data: bytes) -> None:
         if not self.busy:
             self._drop()  # bytes nobody asked for
             return
-        self.received_s = self._loop.time()
+        self.received_s = self._now()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._garbage = "switched protocols unasked"
+            self._garbage, self._flowing = "switched protocols unasked", False
         except (httptools.HttpParserError, _StopParsing) as error:
+            self._flowing = False
             if not self._body_done:  # bytes behind a response that ends the connection are ignored
                 self._garbage = self._garbage or f"not HTTP/1.x: {error}; it began {data[:60]!r}"
-        response = self._response
-        if self._awaiting is None and response is not None and not self._body_done and self._more is None and self._garbage is None:
-            piece = self._piece  # the common case: one more piece of a stream
-            if piece is not None:
-                self._piece = None
-                response.arrived(piece, False)
+        if not self._flowing:
+            self._deliver(len(data))
             return
-        self._deliver(len(data))
+        piece, response = self._piece, self._response
+        if piece is not None and response is not None:  # the common case: one more piece of a stream
+            self._piece = None
+            response.arrived(piece, False)
 
     def _deliver(self, size: int) -> None:
         response = self._response
@@ -204,6 +208,8 @@ class UpstreamConnection(asyncio.Protocol):
         done = self._body_done
         if done:
             self._release()
+        else:
+            self._flowing = True
         awaiting = self._awaiting
         if awaiting is not None:
             self._awaiting = None
@@ -279,13 +285,13 @@ class UpstreamConnection(asyncio.Protocol):
         if self._piece is None:
             self._piece = data
         elif self._more is None:
-            self._more = [data]
+            self._more, self._flowing = [data], False
         else:
             self._more.append(data)
 
     def on_message_complete(self) -> None:
         if self._response is not None:
-            self._body_done = True
+            self._body_done, self._flowing = True, False
 
     # endings
 

@@ -34,7 +34,12 @@ class Histogram:
         self.counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float, times: int = 1) -> None:
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def observe_times(self, value: float, times: int) -> None:
+        """The same value so many times."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 

@@ -84,7 +84,7 @@ class Turn:
             for one in coming:
                 self._fates[one].set_exception(error)
             return
-        self._decision_s.observe((perf_counter() - started_s) / len(coming), len(coming))
+        self._decision_s.observe_times((perf_counter() - started_s) / len(coming), len(coming))
         self._tell(settled, loop)
 
     def _settle(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -57,7 +57,7 @@ def test_a_body_arrives_whole_however_the_upstream_cuts_it(play: Play, chunks: l
         assert (await peer.response())[2] == b"".join(chunks)
 
     play(scenario)
-    assert [(r.ending, r.body_bytes) for r in results] == [(Ending.FINISHED, len(b"".join(chunks)))]
+    assert [r.ending for r in results] == [Ending.FINISHED]
 
 
 def test_each_chunk_goes_on_at_once(play: Play) -> None:
@@ -85,7 +85,6 @@ def test_each_chunk_goes_on_at_once(play: Play) -> None:
             assert await peer.reader.readuntil(b"\n\n\r\n") == b"a\r\ndata: %02d\n\n\r\n" % number
 
     play(scenario)
-    assert results[0].chunks == 20
 
 
 def test_a_tap_may_rewrite_and_drop(play: Play) -> None:
@@ -200,7 +199,7 @@ def test_a_slow_client_pauses_the_upstream_and_memory_stays_bounded(play: Play) 
         await world.until(lambda: bool(results), "relay ends")
 
     play(scenario)
-    assert (results[0].ending, results[0].body_bytes) == (Ending.FINISHED, total)
+    assert results[0].ending is Ending.FINISHED
 
 
 @pytest.mark.parametrize(("how", "talking"), [("reset", True), ("reset", False), ("close", True)])
