@@ -40,6 +40,7 @@ class ServerConnection(asyncio.Protocol):
         "_exchange",
         "_held",
         "_loop",
+        "_now",
         "_parser",
         "_peer",
         "_probed",
@@ -54,6 +55,7 @@ class ServerConnection(asyncio.Protocol):
     def __init__(self, server: "Server", loop: asyncio.AbstractEventLoop) -> None:
         self.server = server
         self._loop = loop
+        self._now = loop.time
         self._transport: Any = None
         self._parser = RequestParser(server.limits)
         self._peer: str | None = None
@@ -91,7 +93,7 @@ class ServerConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_stalled = True
-        self.deadline_s = self._loop.time() + self.server.limits.write_stall_timeout_s
+        self.deadline_s = self._now() + self.server.limits.write_stall_timeout_s
         if self._exchange is not None:
             self._exchange.pause()
 
@@ -147,9 +149,9 @@ class ServerConnection(asyncio.Protocol):
     def _begin(self) -> None:
         request = self._parser.ready.popleft()
         request.peer = self._peer or self.peer
-        request.received_s = self._loop.time()
+        request.received_s = self._now()
         self.phase = Phase.RUNNING
-        exchange = Exchange(self, request, self._transport.write)
+        exchange = Exchange(self, request, self._transport.write, self._now)
         self._exchange = exchange
         if self.write_stalled:
             exchange.writable = False
@@ -207,9 +209,9 @@ class ServerConnection(asyncio.Protocol):
         if phase is Phase.IDLE:
             self.deadline_s = server.now_s + server.idle_timeout_s
         elif phase is Phase.HEAD:
-            self.deadline_s = self._loop.time() + server.limits.header_timeout_s
+            self.deadline_s = self._now() + server.limits.header_timeout_s
         elif phase is Phase.BODY:
-            self.deadline_s = self._loop.time() + server.limits.body_timeout_s
+            self.deadline_s = self._now() + server.limits.body_timeout_s
         else:
             self.deadline_s = math.inf
 
@@ -228,7 +230,7 @@ class ServerConnection(asyncio.Protocol):
         """
         self.server.report(self.peer, message)
         self.phase = Phase.CLOSING
-        self.deadline_s = self._loop.time() + self.server.limits.linger_timeout_s
+        self.deadline_s = self._now() + self.server.limits.linger_timeout_s
         self._transport.write(self.server.refusal(status, message))
         self._resume_reading()
         if self._eof:
@@ -238,7 +240,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         self.phase = Phase.CLOSING
-        self.deadline_s = self._loop.time() + self.server.limits.write_stall_timeout_s
+        self.deadline_s = self._now() + self.server.limits.write_stall_timeout_s
         self._transport.close()
 
     def cut(self) -> None:

@@ -39,6 +39,7 @@ class Exchange:
         "_write",
         "finished",
         "gone",
+        "now",
         "on_pause",
         "on_resume",
         "request",
@@ -47,7 +48,9 @@ class Exchange:
         "writable",
     )
 
-    def __init__(self, connection: "ServerConnection", request: Request, write: Callable[[bytes], None]) -> None:
+    def __init__(self, connection: "ServerConnection", request: Request, write: Callable[[bytes], None], now: Callable[[], float]) -> None:
+        self.now = now
+        """The loop's clock, seconds."""
         self.request = request
         self.started = False  # a head has been given (it may still be held back for the first chunk)
         self.finished = False

@@ -116,5 +116,6 @@ class Call:
 
     def __init__(self, exchange: Exchange, deadline_s: float) -> None:
         self.exchange = exchange
+        self.now = exchange.now  # loop time
         self.received_s = exchange.request.received_s
         self.deadline_s = deadline_s  # loop time; handed to every leg

@@ -79,7 +79,7 @@ class Deliverer:
 
     async def deliver(self, call: Call, endpoint: Endpoint, response: Response) -> None:
         """Answer the client from `response`. Sets the outcome; raises LegFailed or Ended while the client has no byte."""
-        now = asyncio.get_running_loop().time()
+        now = call.now()
         facts = decode_facts(response.header(FACTS_HEADER))
         if facts is not None and call.prefill_usage is None:
             learn(call, endpoint, facts, now)
@@ -127,7 +127,7 @@ class Deliverer:
             if not call.begun:
                 _cancel_when_client_leaves(call)
                 raise self._legs.failure(call, endpoint, result.error)
-            late = asyncio.get_running_loop().time() >= call.deadline_s
+            late = call.now() >= call.deadline_s
             message = out_of_time(call).message if late else "the answer broke off: the upstream failed"
             await self._break_off(call, Outcome.DEADLINE_EXCEEDED if late else Outcome.UPSTREAM_FAILED, message)
             call.message = f"{message} ({result.error})"  # for the log: what an upstream is called and says is not the client's

@@ -4,7 +4,6 @@ The data plane's server calls `handle` for every `/v1/*` request. Each step take
 Call; whatever happens, `_close` writes metrics, log line and decision once. No sockets and no statuses of upstreams here.
 """
 
-import asyncio
 import logging
 from collections import deque
 from functools import lru_cache
@@ -157,7 +156,7 @@ class Director:
         call.prompt_tokens = max(1, int(len(call.chat.canonical) * served.ratio.value))
         if tenant.tokens_per_minute:
             call.charged_tokens = call.prompt_tokens + served.lengths.expected_tokens(None, call.chat.max_tokens)
-        turned = self._admission.admit(tenant, call.charged_tokens, asyncio.get_running_loop().time())
+        turned = self._admission.admit(tenant, call.charged_tokens, call.now())
         if served.tally is not None and (turned is None or turned.outcome in SHED):
             served.tally.arrivals.append((call.received_s, call.prompt_tokens))
             call.tallied = True
@@ -177,7 +176,7 @@ class Director:
             except Ended as ended:
                 if not await fell_asleep(call, ended):
                     raise
-            served.turn.over(waiting, call.prompt_tokens, None, asyncio.get_running_loop().time())
+            served.turn.over(waiting, call.prompt_tokens, None, call.now())
             call.tried, call.excluded = 0, frozenset()
 
     def _ask(self, call: Call, adapter: str) -> Ask:
@@ -257,7 +256,7 @@ class Director:
 
     def _close(self, call: Call) -> None:
         """Release and write down, once, however it ended."""
-        now = asyncio.get_running_loop().time()
+        now = call.now()
         self._figures.active -= 1
         if call.booking is not None:
             finished = call.outcome is Outcome.OK and call.usage is not None

@@ -72,7 +72,7 @@ class Dispatch:
     async def _place(self, call: Call, waiting: Waiting) -> Booking | None:
         if call.exchange.gone:
             raise Ended(Outcome.CLIENT_GONE, "the client left")
-        if (call.tried or call.held_s) and asyncio.get_running_loop().time() >= call.deadline_s:
+        if (call.tried or call.held_s) and call.now() >= call.deadline_s:
             raise out_of_time(call)
         if call.tried:
             ask = waiting.ask
@@ -85,7 +85,7 @@ class Dispatch:
                 raise Ended(turned.outcome, turned.message, retry_after_s=turned.retry_after_s)
         if booking is not None:
             placement = booking.placement
-            now = asyncio.get_running_loop().time()
+            now = call.now()
             call.booking, call.placement, call.placed_s = booking, placement, now
             target = placement.prefill or placement.decode
             if call.prompt is not None and target is not None:
@@ -95,7 +95,7 @@ class Dispatch:
     def _give_up_placement(self, call: Call, failed: LegFailed) -> None:
         call.excluded |= {failed.endpoint.id}
         if call.booking is not None:
-            call.booking.done(asyncio.get_running_loop().time())
+            call.booking.done(call.now())
             call.booking = None
 
     def _gave_up(self, call: Call, last: LegFailed | None) -> Ended:
@@ -148,7 +148,7 @@ class Dispatch:
         except LegFailed as failed:
             await self._prefill_failed(call, booking, failed)
             return
-        booking.prefilled(asyncio.get_running_loop().time())
+        booking.prefilled(call.now())
         extra = connector.decode_body(prefill, nonce, params)
         while True:
             decode = self._bind(call, booking)
@@ -202,7 +202,7 @@ class Dispatch:
             await _cancel(first, second)
 
     def _bind(self, call: Call, booking: Booking) -> Endpoint:
-        decode = booking.bind_decode(asyncio.get_running_loop().time(), call.excluded)
+        decode = booking.bind_decode(call.now(), call.excluded)
         call.placement = booking.placement
         if decode is None:
             raise Ended(
@@ -220,7 +220,7 @@ class Dispatch:
         call.prefill_usage, _ = read_usage(body)
         facts = decode_facts(response.header(FACTS_HEADER))
         if facts is not None:
-            learn(call, prefill, facts, asyncio.get_running_loop().time())
+            learn(call, prefill, facts, call.now())
         return read_transfer_params(body)
 
     async def _prefill_failed(self, call: Call, booking: Booking, failed: LegFailed) -> None:
@@ -240,7 +240,7 @@ class Dispatch:
         """The decode endpoint prefills itself. Raises `failed` where none can."""
         if not any(one.record.serves_whole and not one.draining and one.id not in call.excluded for one in call.served.live):
             raise failed
-        booking.prefill_failed(asyncio.get_running_loop().time())
+        booking.prefill_failed(call.now())
         call.undivided = True
         decode = self._bind(call, booking)
         self._figures.fell_back(failed.reason)

@@ -4,7 +4,6 @@
 "try another", "the client's own fault" or "out of time". It knows no placements and no connectors.
 """
 
-import asyncio
 from functools import lru_cache
 
 from penstock_core.endpoint import Endpoint
@@ -37,7 +36,7 @@ class Legs:
 
     async def send(self, call: Call, endpoint: Endpoint, body: bytes) -> Response:
         """The response of an endpoint that took the request (2xx). Raises LegFailed, Answered or Ended."""
-        now = asyncio.get_running_loop().time()
+        now = call.now()
         headers = call.headers
         if self._token is not None and call.served.ours:
             headers = EncodedHeaders(headers + self._token)
@@ -62,7 +61,7 @@ class Legs:
     def failure(self, call: Call, endpoint: Endpoint, error: UpstreamError) -> Ended | LegFailed:
         """What an UpstreamError means, of the head or of a body of which the client has seen nothing yet."""
         if isinstance(error, DeadlineExceeded):
-            if asyncio.get_running_loop().time() >= call.deadline_s - _GRAIN_S:
+            if call.now() >= call.deadline_s - _GRAIN_S:
                 return out_of_time(call)
             return LegFailed(endpoint, "timeout", error.detail)
         if isinstance(error, ConnectFailed):

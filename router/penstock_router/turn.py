@@ -25,6 +25,7 @@ class Turn:
         self._coming: list[Waiting] = []
         self._fates: dict[Waiting, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # from the first request on
 
     @property
     def waiting(self) -> int:
@@ -40,7 +41,7 @@ class Turn:
 
     async def enter(self, waiting: Waiting) -> None:
         """Until the request's fate is decided: it has a booking, is turned away, or there is no endpoint. Then `over` must follow."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = self._loop or asyncio.get_running_loop()  # asking for it is a call of the kernel in Python 3.11
         if not self._coming and not self._more_coming():
             started_s = perf_counter()
             settled = self._line.arrive((waiting,), loop.time())
