@@ -79,11 +79,14 @@ def plan(
     bounds = (1 if least is None else least, 16 if most is None else most)
     if bounds[0] > bounds[1]:
         raise ValueError(f"min is {bounds[0]}; allowed: 1..{bounds[1]}, the value of --max")
+    asked_for = [name for name, given in (("--gpu-types", gpu_types), ("--splits", splits), ("--plot", plot is not None)) if given]
+    if len(asked_for) > 1:
+        raise ValueError(f"{' and '.join(asked_for)} are given; allowed: one of them, each is an answer of its own")
     if trace is None and not generate:
         from penstock_cli.data_folder import chosen
         from penstock_cli.plan_live import live_plan
 
-        if gpu_types or splits or plot is not None:
+        if asked_for:
             raise ValueError("--gpu-types, --splits and --plot need traffic; allowed: with --trace or --generate")
         answers.show(live_plan(chosen(data), redis, model, (slo_ttft_ms, slo_itl_ms), goal, (least, most)), as_json)
         return

@@ -131,7 +131,8 @@ def mixed(workload: Workload, offers: Sequence[Offer], slo: Slo, goal: float, wi
         count = best.mix.replicas.get(offer.name, 0)
         table.add_row(offer.name, str(count), f"{offer.price:g}", f"{count * offer.price:g}")
     table.add_row("in all", str(sum(best.mix.replicas.values())), "", f"{best.mix.price:g}", style="bold")
-    said = f"Simulated: {best.attainment_ratio:.2%} of the requests met both targets (goal {goal:.1%}); {best.replays} mixes replayed."
+    many = f"{best.replays} mix{'' if best.replays == 1 else 'es'}"
+    said = f"Simulated: {best.attainment_ratio:.2%} of the requests met both targets (goal {goal:.1%}); {many} replayed."
     beside = [f"{name} alone: {price:g} an hour" if price is not None else f"{name} alone: not enough" for name, price in alone.items()]
     found = {"rate": rate, **msgspec.to_builtins(best), "alone": alone}
     return Answer(found, [table, said, *beside])

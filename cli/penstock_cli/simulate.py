@@ -149,8 +149,11 @@ def simulate(
         from penstock_simulator.dry_run import changes
 
         from penstock_cli.plan_answers import timeline
+        from penstock_cli.simulate_autoscaled import fitted_lines
 
         console.print(timeline(f"{summary.policy}, {summary.rate:.3g} requests/s: sizes", changes(loop.ticks)))
+        for line in fitted_lines(loop.ticks):
+            console.print(line)
 
 
 def _decisions(loop: "Autoscaled") -> "list[Decision]":

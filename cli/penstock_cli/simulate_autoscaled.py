@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import msgspec
 from penstock_autoscaler.observation import Target
 from penstock_core.profile import EngineProfile
-from penstock_simulator.autoscaled import Autoscaled
+from penstock_simulator.autoscaled import Autoscaled, Tick
 from penstock_simulator.dry_run import Asked, autoscaled, spare_workers
 from penstock_simulator.setup import Setup, WorkerSpec
 from penstock_simulator.workload import Workload
+
+from penstock_cli.explain_scaling import pace
 
 Wanted = list[tuple[Workload, Setup]]
 
@@ -38,6 +40,16 @@ def with_autoscaler(wanted: Wanted, goal: float, bounds: tuple[int, int], start_
         loops.append(loop)
         made.append((workload, _controlled(setup, loop, spare_workers(asked))))
     return made, loops
+
+
+def fitted_lines(ticks: Sequence[Tick]) -> list[str]:
+    """Since when each pool was sized by what routers measured of its engines, and what that came to."""
+    first: dict[str, float] = {}
+    for tick in ticks:
+        for pool in tick.fits:
+            first.setdefault(pool, tick.decision.at_s)
+    last = ticks[-1].fits if ticks else {}
+    return [f"From {at_s:.0f} s on {pool} was sized by what routers measured: {pace(last.get(pool))}." for pool, at_s in first.items()]
 
 
 def _controlled(setup: Setup, loop: Autoscaled, spare: int) -> Setup:

@@ -13,6 +13,7 @@ from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, T
 from penstock_autoscaler.scaler import Scaler
 from penstock_autoscaler.split import least_to_lose
 from penstock_core.endpoint import Role
+from penstock_core.profile_fit import PoolFit
 from penstock_core.slo import Attainment
 from penstock_core.traffic import Window
 
@@ -28,6 +29,8 @@ class Tick(msgspec.Struct, frozen=True):
     arrivals: int
     attainment: Attainment
     """Of the requests that ended since the last one."""
+    fits: dict[str, PoolFit] = {}
+    """Pools that were sized by what routers measured."""
 
 
 class Autoscaled:
@@ -63,7 +66,8 @@ class Autoscaled:
             self._fits.hear(seen.traffic)
         seen = msgspec.structs.replace(seen, pools=self._fits.corrected(seen.pools, seen.now_s))
         decision = self._brain.step(seen)
-        self.ticks.append(Tick(decision, _count(replicas), view.traffic.arrivals, _attainment(view.traffic, self._target)))
+        fits = {pool.name: pool.fit for pool in seen.pools if pool.fit is not None}
+        self.ticks.append(Tick(decision, _count(replicas), view.traffic.arrivals, _attainment(view.traffic, self._target), fits))
         changes: list[Change] = [Drain(late) for late in decision.late]
         changes += [Switch(one.replica, one.role) for one in decision.switches]
         gone = {*decision.late, *(one.replica for one in decision.switches)}

@@ -2,6 +2,8 @@
 
 import msgspec
 import numpy as np
+import pytest
+import scaling_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock_autoscaler.decide import resize
@@ -177,6 +179,28 @@ def test_no_data_changes_nothing(seen: list[Observation], word: int | None) -> N
         assert (decision.switches, decision.late) == ((), ())
         assert brain.saved() == before
         brain.step(one)
+
+
+@pytest.mark.parametrize("rate", [1.0, 3.0])
+@pytest.mark.parametrize("roles", ROLES[:2])
+def test_replicas_that_leave_are_not_counted_on(roles: tuple[Role, ...], rate: float) -> None:
+    """However many of them there are, the same is decided as without: a load that doubles, answers that grow, a load that falls."""
+    leaving = [
+        Replica(id=f"leaving-{n}", pool=role.value, role=role, phase=Phase.DRAINING, asked_s=-900.0, ready_s=-800.0, running=0)
+        for role in roles
+        for n in range(4)
+    ]
+    decided = []
+    for others in ([], leaving):
+        world = scaling_world.World(*(scaling_world.pool(role.value, role, 3, can_switch=role is not Role.BOTH) for role in roles))
+        step = world.scaler.step
+        world.scaler.step = lambda seen, step=step, others=others: step(  # type: ignore[method-assign, misc]
+            msgspec.structs.replace(seen, replicas=(*others, *seen.replicas))
+        )
+        for world.output_tokens, times in ((300, 1.0), (300, 2.0), (3_000, 0.5), (300, 0.2)):
+            world.minutes(3, times * rate)
+        decided.append(world.decisions)
+    assert decided[0] == decided[1]
 
 
 @settings(max_examples=40)

@@ -172,6 +172,9 @@ def test_live_without_windows_it_says_that_nothing_is_known(
     ("arguments", "said"),
     [
         (["--gpu-types", "polynomial-reference=1"], "need traffic; allowed: with --trace or --generate"),
+        ([*TRAFFIC[1:], "--gpu-types", "nothing=1", "--splits"], "--gpu-types and --splits are given; allowed: one of them"),
+        ([*TRAFFIC[1:], "--splits", "--plot", "p.png"], "--splits and --plot are given; allowed: one of them"),
+        ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference"], "allowed: NAME=PRICE[*MOST]"),
         ([*TRAFFIC[1:], "--gpu-types", "nothing=1"], "gpu-types is 'nothing=1': profile is 'nothing'; allowed: "),
         ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference=x"], "allowed: NAME=PRICE[*MOST]"),
         ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference=0"], "allowed: a price above 0"),

@@ -1,5 +1,6 @@
 """`penstock simulate` from the outside: JSON, table, pictures, and what it says of bad input."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -118,6 +119,16 @@ def test_bad_input_names_field_value_and_what_is_allowed(
     error = said(monkeypatch, capsys, *arguments)
     assert words in error
     assert "Traceback" not in error
+
+
+def test_a_wrong_profile_is_found_out_by_the_autoscaler_too() -> None:
+    """Since when, and by how much, is said below the sizes."""
+    options = ["--generate", "poisson:requests=900,rate=6,prompt_tokens=1500,output_tokens=60", "--workers", "2", "--max", "3"]
+    said = simulated(*options, "--declared-speed", "2", "--autoscale", "--start-s", "2")
+    found = re.search(r"From (\d+) s on both was sized by what routers measured: prefill ×(\S+), decode ×(\S+) of what", said)
+    assert found is not None, said
+    assert float(found[2]) == pytest.approx(2.0, rel=0.1)
+    assert "routers measured" not in simulated(*options, "--autoscale", "--start-s", "2")
 
 
 def test_the_autoscaler_sizes_the_simulated_fleet_and_says_why() -> None:
