@@ -7,12 +7,12 @@ import os
 from collections.abc import Generator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 # No test is about wall time, and a first call may compile. In CI the same examples every time: chance finds new ones elsewhere.
-settings.register_profile("penstock", deadline=None, derandomize=IN_CI)
+settings.register_profile("penstock", deadline=None, derandomize=IN_CI, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("penstock")
 
 

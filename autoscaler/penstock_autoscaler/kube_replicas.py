@@ -80,15 +80,11 @@ def replica_of(pod: PodFacts, role: Role, row: Registered | None, ahead_s: float
 
 
 def _start(pod: PodFacts, own: StartUp | None) -> Start | None:
-    """The API server says when it was asked for, scheduled, run and ready, to the second; the worker what it did meanwhile."""
+    """The API server says when it was asked for, scheduled, run and ready, to the second; the worker what it did meanwhile. Where one of
+    the first is not said, neither phase is made up: they are in the rest."""
     if pod.ready_s is None or pod.restarted or pod.phase is not Phase.READY:
         return None
-    scheduled_s = pod.created_s if pod.scheduled_s is None else pod.scheduled_s
-    running_s = scheduled_s if pod.running_s is None else pod.running_s
-    return start_of(
-        pod.uid,
-        max(0.0, pod.ready_s - pod.created_s),
-        schedule_s=max(0.0, scheduled_s - pod.created_s),
-        pull_s=max(0.0, running_s - scheduled_s),
-        own=own,
-    )
+    total_s = pod.ready_s - pod.created_s
+    if pod.scheduled_s is None or pod.running_s is None:
+        return start_of(pod.uid, total_s, own=own)
+    return start_of(pod.uid, total_s, schedule_s=pod.scheduled_s - pod.created_s, pull_s=pod.running_s - pod.scheduled_s, own=own)

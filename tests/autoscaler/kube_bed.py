@@ -82,7 +82,10 @@ class KubeBed:
         is said; gives its uid."""
         labels = {SERVICE_LABEL: service, POOL_LABEL: pool, RANK_LABEL: "0"}
         metadata = {"name": name, "namespace": self.namespace, "labels": labels, "annotations": annotations}
-        spec = {"containers": [{"name": "worker", "image": "penstock:1"}], "nodeSelector": {"there": "is-none"}}
+        spec = {
+            "containers": [{"name": "worker", "image": "penstock:1"}],
+            "schedulerName": "none",
+        }  # a scheduler would write conditions of its own
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         made = accepted(self.plane.apply(body))
         if ready_after_s is not None:
