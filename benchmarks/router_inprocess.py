@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from penstock_cli.router import settle_memory
-from penstock_core.compiled_hash import CompiledHasher
+from penstock_core.compiled_hash import chunk_keys
 from penstock_core.endpoint import Endpoint
 from penstock_core.errors import Outcome
 from penstock_core.facts import HEADER as FACTS_HEADER
@@ -35,7 +35,7 @@ from penstock_router.endpoints import Served
 from penstock_router.head import read_head
 from penstock_router.legs import origin_of
 from penstock_router.openai import parse, read_usage
-from penstock_router.prefixes import PromptKeys
+from penstock_router.prefixes import MOST_CHUNKS
 from penstock_router.registered import MirrorCache
 from penstock_router.scheduling import Ask
 from penstock_router.tally import Tally
@@ -158,9 +158,8 @@ def pieces(router: Router, served: Served, body_bytes: int) -> dict[str, Callabl
     loop = asyncio.get_running_loop()
     body = chat_body(body_bytes, 3)
     chat, start = parse(PATH, body), start_bytes()
-    prompt = PromptKeys(CompiledHasher(chat.canonical, start, 0))
-    hits, _ = served.cache.find(prompt)
-    prompt.grow(prompt.chunks)
+    keys = chunk_keys(chat.canonical, start, 0, served.chunk_bytes, MOST_CHUNKS)
+    hits, _ = served.cache.find(keys)
     ask = Ask(request_id="0", prompt_tokens=1000, hits=hits, max_tokens=64)
     head = [(b"host", b"127.0.0.1"), (b"authorization", b"Bearer " + API_KEY.encode()), (b"content-type", b"application/json")]
     answer_head, answer = UNARY.split(b"\r\n\r\n")
@@ -177,9 +176,9 @@ def pieces(router: Router, served: Served, body_bytes: int) -> dict[str, Callabl
 
     return {
         "openai.parse": lambda: parse(PATH, body),
-        "chunk keys": lambda: CompiledHasher(chat.canonical, start, 0).take(prompt.chunks),
-        "mirror look-up": lambda: served.cache.find(prompt),
-        "mirror booking": lambda: served.cache.book(served.live[0], prompt, loop.time()),
+        "chunk keys": lambda: chunk_keys(chat.canonical, start, 0, served.chunk_bytes, MOST_CHUNKS),
+        "mirror look-up": lambda: served.cache.find(keys),
+        "mirror booking": lambda: served.cache.book(served.live[0], keys, loop.time()),
         "place, facts, answered, done": whole_booking,
         "decode_facts": lambda: decode_facts(facts),
         "read_usage": lambda: read_usage(answer),

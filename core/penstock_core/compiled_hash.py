@@ -1,6 +1,6 @@
 """The chain of chunk keys as machine code: XXH3 of chunk after chunk, without a call from Python for each.
 
-The router hashes with `CompiledHasher`, which gives the keys of `prompt.ChunkHasher` bit for bit and is nothing but it
+The router hashes with this `chunk_keys`, which gives the keys of `prompt.chunk_keys` bit for bit and is nothing but it
 where numba is missing or chunks are of another size. Nobody else imports this: numba costs 190 MB. Algorithm: XXH3 64-bit
 with a seed (Yann Collet, xxHash 0.8), its form for inputs of more than 240 bytes within one block of 1,024.
 """
@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
-from penstock_core.prompt import ChunkHasher
+from penstock_core import prompt
 
 F = TypeVar("F", bound=Callable[..., Any])
 Words = NDArray[np.uint64]
@@ -25,7 +26,7 @@ except ImportError:
 
 COMPILED = njit is not None and sys.byteorder == "little"
 CHUNK_BYTES = range(248, 1025, 8)
-"""Chunk sizes that are compiled; all others are hashed as `ChunkHasher` does."""
+"""Chunk sizes that are compiled; all others are hashed by `prompt`."""
 
 _SECRET = np.frombuffer(
     bytes.fromhex(
@@ -103,23 +104,17 @@ def _chain(words: Words, count: int, keys: Words) -> None:
         keys[i + 1] = _hash(words[i * count : (i + 1) * count], keys[i], secret, shifted, sums)
 
 
-class CompiledHasher(ChunkHasher):
-    """See the module."""
-
-    __slots__ = ()
-
-    def take(self, most: int) -> NDArray[np.uint64]:
-        size, first = self._chunk_bytes, self._taken
-        if not COMPILED or size not in CHUNK_BYTES:
-            return super().take(most)
-        taken = self._taken = min(self.chunks, first + most)
-        keys = np.empty(taken - first + 1, np.uint64)
-        keys[0] = self._key
-        _chain(np.frombuffer(self._canonical, np.uint64, (taken - first) * (size // 8), first * size), size // 8, keys)
-        self._key = int(keys[-1])
-        return keys[1:]
+def chunk_keys(canonical: bytes, start: bytes, secret: int, chunk_bytes: int, most: int) -> NDArray[np.uint64]:
+    """What `prompt.chunk_keys` gives, bit for bit; contiguous and writable."""
+    chunks = min(len(canonical) // chunk_bytes, most)
+    if not COMPILED or chunk_bytes not in CHUNK_BYTES or not chunks:
+        return prompt.chunk_keys(canonical, start, secret, chunk_bytes, most)
+    keys = np.empty(chunks + 1, np.uint64)
+    keys[0] = xxh3_64_intdigest(start, secret)
+    _chain(np.frombuffer(canonical, np.uint64, chunks * (chunk_bytes // 8)), chunk_bytes // 8, keys)
+    return keys[1:]
 
 
 def warm_up() -> None:
     """Compile, or load from numba's cache, before the first request."""
-    CompiledHasher(bytes(256), b"", 0).take(1)
+    chunk_keys(bytes(256), b"", 0, 256, 1)

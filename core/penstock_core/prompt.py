@@ -6,6 +6,7 @@ The format is versioned by the index's layout version: changing a byte here make
 """
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -147,40 +148,20 @@ def start_bytes(*, salt: bytes = b"", adapter: str = "", rendering: Mapping[str,
     return b"".join(out)
 
 
-class ChunkHasher:
-    """The chain of chunk keys over `canonical`, hashed piece by piece: most prompts need only as far as somebody holds them.
+def chunk_keys(
+    canonical: bytes, start: bytes, secret: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES, most: int = sys.maxsize
+) -> NDArray[np.uint64]:
+    """The chain of chunk keys over `canonical`, the first `most`; only full chunks count. Shape (chunks,).
 
-    k[-1] = xxh3_64(start, secret), k[i] = xxh3_64(chunk[i], k[i-1]); only full chunks count. Equal key means equal text so
-    far, rendered alike, for the same salt and adapter.
+    k[-1] = xxh3_64(start, secret), k[i] = xxh3_64(chunk[i], k[i-1]). Equal key means equal text so far, rendered alike, for the same salt
+    and adapter.
     """
-
-    __slots__ = ("_canonical", "_chunk_bytes", "_key", "_taken", "chunks")
-
-    def __init__(self, canonical: bytes, start: bytes, secret: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> None:
-        self._canonical = canonical
-        self._chunk_bytes = chunk_bytes
-        self._key = xxh3_64_intdigest(start, secret)
-        self._taken = 0
-        self.chunks = len(canonical) // chunk_bytes
-        """Full chunks in all."""
-
-    def take(self, most: int) -> NDArray[np.uint64]:
-        """The next `most` keys, fewer at the end; shape (keys,)."""
-        canonical, size, key = self._canonical, self._chunk_bytes, self._key
-        first = self._taken * size
-        self._taken = min(self.chunks, self._taken + most)
-        keys = []
-        for begin in range(first, self._taken * size, size):
-            key = xxh3_64_intdigest(canonical[begin : begin + size], key)
-            keys.append(key)
-        self._key = key
-        return np.array(keys, dtype=np.uint64)
-
-
-def chunk_keys(canonical: bytes, start: bytes, secret: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> NDArray[np.uint64]:
-    """All chunk keys of `canonical`, shape (chunks,)."""
-    hasher = ChunkHasher(canonical, start, secret, chunk_bytes)
-    return hasher.take(hasher.chunks)
+    key = xxh3_64_intdigest(start, secret)
+    keys = []
+    for begin in range(0, min(len(canonical) // chunk_bytes, most) * chunk_bytes, chunk_bytes):
+        key = xxh3_64_intdigest(canonical[begin : begin + chunk_bytes], key)
+        keys.append(key)
+    return np.array(keys, dtype=np.uint64)
 
 
 def canonical_of_body(path: str, fields: Mapping[str, Any]) -> bytes:

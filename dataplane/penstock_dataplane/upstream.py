@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from penstock_dataplane.pool import OriginPool
 
 _BODILESS = frozenset({204, 304})
+_FRAMES_BODY = frozenset({b"content-length", b"transfer-encoding"})
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for 0 s
 
@@ -255,7 +256,7 @@ class UpstreamConnection(asyncio.Protocol):
             return  # a trailer
         name = name.lower()
         self._headers.append((name, value))
-        if name == b"content-length" or name == b"transfer-encoding":
+        if name in _FRAMES_BODY:
             self._framed = True
 
     def on_headers_complete(self) -> None:

@@ -16,7 +16,7 @@ from penstock_router.admission.line import Waiting
 from penstock_router.endpoints import Served
 from penstock_router.keys import Tenant
 from penstock_router.openai import ChatRequest, Usage
-from penstock_router.prefixes import PromptKeys
+from penstock_router.prefixes import Keys
 from penstock_router.scheduling import Booking
 
 
@@ -93,7 +93,7 @@ class Call:
     charged_tokens = 0.0  # of its tenant's quota
     turned: Turned | None = None  # why admission let it not start
     waiting: Waiting | None = None  # from its coming into the line
-    prompt: PromptKeys | None = None
+    keys: Keys | None = None  # of its prompt
     prompt_tokens = 0  # estimated, then as counted by a worker
     # dispatch, once per attempt
     excluded: frozenset[str] = frozenset()

@@ -11,7 +11,7 @@ from random import Random
 from time import time
 
 import msgspec
-from penstock_core.compiled_hash import CompiledHasher
+from penstock_core.compiled_hash import chunk_keys
 from penstock_core.errors import BadInput, Outcome
 from penstock_core.placement import Placement
 from penstock_core.prompt import start_bytes
@@ -33,7 +33,7 @@ from penstock_router.keys import KeyRing, priority_of, tenant_salt
 from penstock_router.length_classes import class_of
 from penstock_router.metrics import UNKNOWN_MODEL, Figures
 from penstock_router.openai import CAPABILITIES, error_body, error_event, event_of_error, parse
-from penstock_router.prefixes import PromptKeys
+from penstock_router.prefixes import MOST_CHUNKS
 from penstock_router.scheduling import Ask
 
 log = logging.getLogger(__name__)
@@ -156,9 +156,10 @@ class Director:
         call.prompt_tokens = max(1, int(len(call.chat.canonical) * served.ratio.value))
         if tenant.tokens_per_minute:
             call.charged_tokens = call.prompt_tokens + served.lengths.expected_tokens(None, call.chat.max_tokens)
-        turned = self._admission.admit(tenant, call.charged_tokens, call.now())
-        if served.tally is not None and (turned is None or turned.outcome in SHED):
-            served.tally.arrivals.append((call.received_s, call.prompt_tokens))
+        turned = self._admission.admit(tenant, call.charged_tokens, call.received_s)
+        tally = served.tally
+        if tally is not None and (turned is None or turned.outcome in SHED):
+            tally.arrivals.append((call.received_s, call.prompt_tokens))
             call.tallied = True
         if turned is not None:
             call.turned = turned
@@ -190,8 +191,8 @@ class Director:
                 if not chat.rendering
                 else start_bytes(salt=call.salt, adapter=adapter, rendering=chat.rendering)
             )
-            call.prompt = PromptKeys(CompiledHasher(chat.canonical, start, self._secrets.chunk_secret, served.chunk_bytes))
-            hits, hits_by_id = served.cache.find(call.prompt)
+            call.keys = chunk_keys(chat.canonical, start, self._secrets.chunk_secret, served.chunk_bytes, MOST_CHUNKS)
+            hits, hits_by_id = served.cache.find(call.keys)
         if call.salt and served.ours and not self._secrets.fleet_token:
             raise Ended(Outcome.FORBIDDEN, "the tenant is isolated, which needs the fleet's token; allowed: tenants without isolation")
         self._count += 1
@@ -256,32 +257,30 @@ class Director:
 
     def _close(self, call: Call) -> None:
         """Release and write down, once, however it ended."""
-        now = call.now()
+        now, booking, usage = call.now(), call.booking, call.usage
+        output = usage.completion_tokens if usage is not None else None
         self._figures.active -= 1
-        if call.booking is not None:
-            finished = call.outcome is Outcome.OK and call.usage is not None
-            call.booking.done(now, call.usage.completion_tokens if finished and call.usage is not None else None)
-            call.placement = call.booking.placement
-        name = UNKNOWN_MODEL
+        if booking is not None:
+            booking.done(now, output if call.outcome is Outcome.OK else None)
+            call.placement = booking.placement
         if call.admitted:
             name = call.served.name
-            self._release(call, now)
-        elif hasattr(call, "served"):
-            name = call.served.name
+            self._release(call, output, now)
+        else:
+            name = call.served.name if hasattr(call, "served") else UNKNOWN_MODEL
         cached = _cached(call)
         self._measure(call, name, cached)
         if call.tallied:
-            self._tally(call, now)
+            self._tally(call, output, now)
         if call.outcome not in _QUIET:
             self._log(call, name, now)
         if (call.placement is not None or call.turned is not None) and self._config.decisions_kept:
             self._keep(call, name, now, cached)
 
-    def _release(self, call: Call, now: float) -> None:
+    def _release(self, call: Call, output: int | None, now: float) -> None:
         """Give back its place in the line and its part of the quotas."""
         waiting, spent = call.waiting, 0.0
         if waiting is not None:
-            output = call.usage.completion_tokens if call.usage is not None else None
             call.served.turn.over(waiting, call.prompt_tokens, output, now)
             call.turned = waiting.turned
             if waiting.booking is not None:
@@ -304,13 +303,13 @@ class Director:
             if cached is not None:
                 figures.hit_error.observe((cached - placement.hit_tokens) / call.prompt_tokens)
 
-    def _tally(self, call: Call, now: float) -> None:
+    def _tally(self, call: Call, output: int | None, now: float) -> None:
         """For autoscalers; see `tally.Ending`."""
-        tally, usage, placement = call.served.tally, call.usage, call.placement
+        tally, hit, placement = call.served.tally, call.cached_tokens, call.placement
         if tally is not None:
-            hit = call.cached_tokens if call.cached_tokens is not None else placement.hit_tokens if placement is not None else 0
-            output = usage.completion_tokens if usage is not None else 0
-            tally.endings.append((call.received_s, call.prompt_tokens, hit, output, call.placed_s, call.first_s, now, call.outcome))
+            if hit is None:
+                hit = placement.hit_tokens if placement is not None else 0
+            tally.endings.append((call.received_s, call.prompt_tokens, hit, output or 0, call.placed_s, call.first_s, now, call.outcome))
 
     def _log(self, call: Call, name: str, now: float) -> None:
         facts = {

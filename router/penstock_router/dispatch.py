@@ -88,8 +88,8 @@ class Dispatch:
             now = call.now()
             call.booking, call.placement, call.placed_s = booking, placement, now
             target = placement.prefill or placement.decode
-            if call.prompt is not None and target is not None:
-                call.served.cache.book(target, call.prompt, now)
+            if call.keys is not None and target is not None:
+                call.served.cache.book(target, call.keys, now)
         return booking
 
     def _give_up_placement(self, call: Call, failed: LegFailed) -> None:

@@ -1,6 +1,6 @@
-"""The chunk keys of one prompt, hashed as far as they are needed, and who is believed to hold them.
+"""Who is believed to hold the beginning of a prompt, by its chunk keys.
 
-The director makes `PromptKeys`; a model's `PrefixCache` (here `GuessedCache`, for endpoints given by hand; for registered
+The director hashes the keys; a model's `PrefixCache` (here `GuessedCache`, for endpoints given by hand; for registered
 ones the index mirror) finds holders and books placements. It knows no HTTP and no policies.
 """
 
@@ -11,48 +11,28 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from penstock_core.endpoint import Endpoint
-from penstock_core.prompt import ChunkHasher
 
 from penstock_router.scheduling import Held
 
-FIRST_LOOK_CHUNKS = 16
-"""Chunks hashed before the first look-up: 4 KB of prompt at the default chunk size."""
 MOST_CHUNKS = 4096
 """Chunks of one prompt that are looked up or booked at most: 1 MB of text."""
 
 _FRESH_RATIO = 0.05
 """Of the lapse time: so young a booking need not be renewed."""
 
+Keys = NDArray[np.uint64]
+"""Shape (chunks of a prompt,), contiguous and writable."""
 Found = tuple[Held | None, Mapping[str, int] | None]
 """Hits by index slot, or hits by endpoint id: the two forms that an Ask takes."""
-
-
-class PromptKeys:
-    """Keys of one prompt so far; `keys` grows in place of a full hashing up front."""
-
-    __slots__ = ("_hasher", "chunks", "keys")
-
-    def __init__(self, hasher: ChunkHasher) -> None:
-        self._hasher = hasher
-        self.chunks = min(hasher.chunks, MOST_CHUNKS)
-        self.keys: NDArray[np.uint64] = hasher.take(min(FIRST_LOOK_CHUNKS, self.chunks))
-
-    def grow(self, to: int) -> bool:
-        """Hash on until `to` keys are there or the prompt is out; whether that gave any new one."""
-        more = min(to, self.chunks) - len(self.keys)
-        if more <= 0:
-            return False
-        self.keys = np.concatenate((self.keys, self._hasher.take(more)))
-        return True
 
 
 class PrefixCache(Protocol):
     """Who holds which prefix, for one served model."""
 
-    def find(self, prompt: PromptKeys) -> Found:
-        """Holders of leading chunks of the prompt, hashing no further than the first chunk that nobody holds."""
+    def find(self, keys: Keys) -> Found:
+        """Holders of leading chunks of a prompt with these keys, of one chunk at least."""
 
-    def book(self, endpoint: Endpoint, prompt: PromptKeys, now: float) -> None:
+    def book(self, endpoint: Endpoint, keys: Keys, now: float) -> None:
         """A request with this prompt is on its way to the endpoint: siblings should follow it there."""
 
     def drop(self, endpoint_id: str) -> None:
@@ -75,35 +55,31 @@ class GuessedCache:
     def __len__(self) -> int:
         return len(self._masks)
 
-    def find(self, prompt: PromptKeys) -> Found:
+    def find(self, keys: Keys) -> Found:
         hits: dict[str, int] = {}
         mask, depth = -1, 0
-        while True:
-            for key in prompt.keys[depth:].tolist():
-                left = mask & self._masks.get(key, 0)
-                if left != mask:
-                    if depth:
-                        self._note(hits, mask & ~left, depth)
-                    mask = left
-                    if not mask:
-                        return None, hits
-                depth += 1
-            if not prompt.grow(2 * depth):
-                break
+        for key in keys.tolist():
+            left = mask & self._masks.get(key, 0)
+            if left != mask:
+                if depth:
+                    self._note(hits, mask & ~left, depth)
+                mask = left
+                if not mask:
+                    return None, hits
+            depth += 1
         if depth:
             self._note(hits, mask, depth)
         return None, hits
 
-    def book(self, endpoint: Endpoint, prompt: PromptKeys, now: float) -> None:
-        prompt.grow(prompt.chunks)
+    def book(self, endpoint: Endpoint, keys: Keys, now: float) -> None:
         if endpoint.id not in self._held:
             self._held[endpoint.id] = (self._free_bit(), OrderedDict())
         bit, held = self._held[endpoint.id]
         until_s = now + self._lapse_s
-        if held.get(int(prompt.keys[-1]), 0.0) > until_s - self._lapse_s * _FRESH_RATIO:
+        if held.get(int(keys[-1]), 0.0) > until_s - self._lapse_s * _FRESH_RATIO:
             return  # placed here a moment ago: all of it is there and far from lapsing
         # Last chunk first, so that the tail of a prompt is always older than its head and is evicted before it.
-        for key in reversed(prompt.keys.tolist()):
+        for key in reversed(keys.tolist()):
             if key in held:
                 held.move_to_end(key)
             else:

@@ -29,7 +29,7 @@ from penstock_kvindex.windows import Windows
 from penstock_router.config import RouterConfig, Secrets, ServedModel
 from penstock_router.endpoints import Directory, IndexView, Served
 from penstock_router.legs import origin_of
-from penstock_router.prefixes import Found, PromptKeys
+from penstock_router.prefixes import Found, Keys
 from penstock_router.traffic import TrafficPublisher
 
 log = logging.getLogger(__name__)
@@ -45,24 +45,18 @@ _LOOK_EVERY_S = 1.0
 
 
 class MirrorCache:
-    """The index mirror as the director asks it: look-ups in growing pieces, bookings that lapse."""
+    """The index mirror as the director asks it: bookings lapse."""
 
     def __init__(self, mirror: Mirror, speculative_s: float) -> None:
         self._mirror = mirror
         self._speculative_s = speculative_s
 
-    def find(self, prompt: PromptKeys) -> Found:
-        hits = self._mirror.longest_prefix(prompt.keys)
-        while len(prompt.keys) < prompt.chunks and len(hits.chunks) and hits.chunks[-1] == len(prompt.keys):
-            prompt.grow(4 * len(prompt.keys))
-            hits = self._mirror.longest_prefix(prompt.keys)
-        return hits, None
+    def find(self, keys: Keys) -> Found:
+        return self._mirror.longest_prefix(keys), None
 
-    def book(self, endpoint: Endpoint, prompt: PromptKeys, now: float) -> None:
+    def book(self, endpoint: Endpoint, keys: Keys, now: float) -> None:
         if endpoint.slot is not None:
-            if len(prompt.keys) < prompt.chunks:
-                prompt.grow(prompt.chunks)
-            self._mirror.book(endpoint.slot, prompt.keys, now + self._speculative_s)
+            self._mirror.book(endpoint.slot, keys, now + self._speculative_s)
 
     def drop(self, endpoint_id: str) -> None:
         """The follower drops the slot itself."""

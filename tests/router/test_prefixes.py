@@ -1,12 +1,11 @@
 """Guessed caches of plain servers: found, bounded, lapsing, dropped. Time is arithmetic."""
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from penstock_core.endpoint import Endpoint, Role, WorkerRecord
 from penstock_core.profile import DEFAULT_PROFILE
-from penstock_core.prompt import ChunkHasher
-from penstock_router.prefixes import FIRST_LOOK_CHUNKS, MOST_CHUNKS, GuessedCache, PromptKeys
+from penstock_core.prompt import chunk_keys
+from penstock_router.prefixes import GuessedCache
 
 
 def endpoint(name):
@@ -27,18 +26,7 @@ def endpoint(name):
 
 
 def prompt(text, chunk_bytes=4):
-    return PromptKeys(ChunkHasher(text, b"", 1, chunk_bytes))
-
-
-def test_hashing_stops_where_nobody_holds_on():
-    """A prompt that nobody knows is hashed one look far; one that is known, to the end and no further than allowed."""
-    cache = GuessedCache(10**6, 100.0)
-    long = b"abcd" * 10_000
-    unknown = prompt(long)
-    assert cache.find(unknown) == (None, {}) and len(unknown.keys) == FIRST_LOOK_CHUNKS
-    cache.book(endpoint("a"), unknown, 0.0)
-    known = prompt(long)
-    assert cache.find(known) == (None, {"a": MOST_CHUNKS}) and len(known.keys) == MOST_CHUNKS
+    return chunk_keys(text, b"", 1, chunk_bytes)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.binary(max_size=40)), max_size=12), st.binary(max_size=40))
@@ -87,12 +75,3 @@ def test_a_repeated_prompt_keeps_its_entries_alive():
     cache.book(endpoint("a"), prompt(b"aaaabbbb"), 8.0)
     cache.book(endpoint("a"), prompt(b"cccc"), 12.0)
     assert cache.find(prompt(b"aaaabbbb"))[1] == {"a": 2}
-
-
-def test_keys_are_the_hashers_own():
-    """Grown in pieces they are what hashing in one go gives."""
-    text = np.random.default_rng(1).bytes(4096)
-    pieces = prompt(text)
-    while pieces.grow(len(pieces.keys) + 7):
-        pass
-    assert pieces.keys.tolist() == ChunkHasher(text, b"", 1, 4).take(1024).tolist()
