@@ -120,7 +120,7 @@ class FittedProfiles:
         one.rows[r] = _Pace()
         self._class_of[r] = one
         self._beliefs.replace_profile(r, one.coefficients)
-        self._write_residuals(one)
+        self._write_residuals(one, [r])
 
     def leave(self, r: int) -> None:
         """Row r is nobody's, or another's from now on."""
@@ -153,12 +153,11 @@ class FittedProfiles:
         for one in self._classes.values():
             if fitted and len(one.seen) >= _BATCH:
                 self._learn(one)
-            self._write_residuals(one)
+            self._write_residuals(one, list(one.rows))
 
-    def _write_residuals(self, one: _Class) -> None:
-        """Give the class's rows the deviation in force: its own, or all the model's until there are errors enough."""
+    def _write_residuals(self, one: _Class, rows: list[int]) -> None:
+        """Give rows of the class the deviation in force: its own, or all the model's until there are errors enough."""
         known = self._known(one)
-        rows = list(one.rows)
         self._beliefs.rows[rows, col.SLIP_S] = known.slip_s
         self._beliefs.rows[rows, col.SIGMA] = known.sigma
 
