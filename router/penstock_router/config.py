@@ -144,7 +144,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     decisions_kept: int = 200
     """Decisions with their candidates kept for `penstock explain`; 0: none, and no candidates are recorded."""
     explain_every: int = 16
-    """Every n-th decision keeps its candidates; the others their numbers only."""
+    """Every n-th decision keeps its candidates, beyond 16 endpoints one in so many times more; the others their numbers only."""
     probe_s: float = 2.0
     """Between health probes of endpoints given by hand."""
     given_kv_tokens: int = 200_000

@@ -25,7 +25,7 @@ from penstock_router.call import Answered, Call, Ended
 from penstock_router.config import RouterConfig, Secrets
 from penstock_router.deliver import client_headers
 from penstock_router.dispatch import Dispatch
-from penstock_router.endpoints import Directory
+from penstock_router.endpoints import Directory, Served
 from penstock_router.given import model_card, models_body
 from penstock_router.head import Head, read_head, slo_of
 from penstock_router.holding import Holding, fell_asleep
@@ -46,6 +46,7 @@ def _plain_start(salt: bytes, adapter: str) -> bytes:
 
 
 MODELS = "/v1/models"
+_FEW_ENDPOINTS = 16
 _JSON = (b"content-type", b"application/json")
 _PASSED_ON_OUTCOMES = {
     401: Outcome.UNAUTHORIZED,
@@ -195,7 +196,6 @@ class Director:
             hits, hits_by_id = served.cache.find(call.keys)
         if call.salt and served.ours and not self._secrets.fleet_token:
             raise Ended(Outcome.FORBIDDEN, "the tenant is isolated, which needs the fleet's token; allowed: tenants without isolation")
-        self._count += 1
         return Ask(
             request_id=call.request_id.decode("ascii"),
             prompt_tokens=call.prompt_tokens,
@@ -209,8 +209,14 @@ class Director:
             capability=capability,
             adapter=adapter,
             session=call.session,
-            explain=call.explain or self._count % self._config.explain_every == 0,
+            explain=self._keeps_candidates(served) or call.explain,
         )
+
+    def _keeps_candidates(self, served: Served) -> bool:
+        """One decision in `explain_every` does; among many endpoints one in so many more that it costs a request no more than among few."""
+        self._count += 1
+        every = self._config.explain_every * max(1, len(served.live) // _FEW_ENDPOINTS)
+        return self._count % every == 0
 
     def _no_such_model(self, model: str) -> Ended:
         served = ", ".join(name for name, _ in self._directory.listing())

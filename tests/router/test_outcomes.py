@@ -2,11 +2,14 @@
 
 import asyncio
 
+import msgspec
 import pytest
+from penstock_core.endpoint import Endpoint
 from penstock_dataplane.client import Origin
 from penstock_router.app import Router
 from penstock_router.config import RouterConfig, Secrets, ServedModel
 from penstock_router.keys import Tenant
+from penstock_router.prefixes import GuessedCache
 
 from tests.router.conftest import CHAT, refuses, waits_for
 
@@ -254,6 +257,22 @@ def test_a_clients_own_cache_salt_keeps_prompts_apart(play):
             hits.append(int(shown["hit_tokens"]) > 0)
         assert hits == [False, True, False, False]
         assert [seen.body.get("cache_salt") for seen in one.seen] == ["red", "red", "blue", None]
+
+    play(scenario)
+
+
+def test_candidates_are_kept_the_more_seldom_the_more_endpoints_there_are(play):
+    """Where every decision among a few keeps them, of those among 48 endpoints every third one does."""
+
+    async def scenario(world):
+        one = await world.upstream("a")
+        router = await world.start_router(one.url, explain_every=1)
+        (known,) = router.directory.models["m"].live
+        many = router.directory.add("many", GuessedCache(1, 1.0), chunk_bytes=256)
+        many.set_endpoints([Endpoint(msgspec.structs.replace(known.record, id=f"e{number}", model="many")) for number in range(48)], 0.0)
+        director = router.director
+        assert all(director._keeps_candidates(router.directory.models["m"]) for _ in range(3))
+        assert [director._keeps_candidates(many) for _ in range(6)] == [False, False, True] * 2
 
     play(scenario)
 
