@@ -20,6 +20,7 @@ from penstock_kvindex.redis import RedisIndex
 from penstock_kvindex.scaling import ScalingStore
 from penstock_kvindex.windows import Windows
 from penstock_process import logs
+from penstock_process.announcing import announce
 from prometheus_client import generate_latest
 
 from penstock_autoscaler.config import AutoscalerConfig, AutoscalerSecrets
@@ -73,7 +74,7 @@ async def _serve(config: AutoscalerConfig, secrets: AutoscalerSecrets, what_if: 
     probes = Probes(health, lambda: generate_latest(figures.registry))
     url = await probes.start(config.host, config.port)
     if config.announce_path:
-        _announce(Path(config.announce_path), url)
+        announce(Path(config.announce_path), url)
     beat = asyncio.create_task(_beat(health), name="beat")
     try:
         await _until_told(loops, warm_up if config.what_if else None)
@@ -112,10 +113,3 @@ async def _beat(health: Health) -> None:
     while True:
         await asyncio.sleep(_BEAT_S)
         health.beat_at = time.monotonic()
-
-
-def _announce(path: Path, url: str) -> None:
-    """Write the URL down, whole or not at all."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(url + "\n", encoding="utf-8")
-    fresh.replace(path)

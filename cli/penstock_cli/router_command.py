@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock_process.announcing import announce
 from penstock_router.config import load_config, load_secrets, parse_endpoint
 
 from penstock_cli.router import run_router
@@ -32,8 +33,6 @@ def run_from_settings(
     def started(host: str, port: int) -> None:
         if url_file is not None:
             shown = f"[{host}]" if ":" in host else host
-            fresh = url_file.with_name(url_file.name + ".new")
-            fresh.write_text(f"http://{shown}:{port}\n", encoding="ascii")
-            fresh.replace(url_file)
+            announce(url_file, f"http://{shown}:{port}")
 
     return run_router(load_config(config, given), load_secrets(os.environ), started=started)

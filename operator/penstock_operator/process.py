@@ -15,6 +15,7 @@ from uuid import uuid4
 from penstock_dataplane.loop import run
 from penstock_dataplane.probes import Probes
 from penstock_process import logs
+from penstock_process.announcing import announce
 
 from penstock_operator.api_server import ApiServer, login
 from penstock_operator.config import OperatorConfig, OperatorSecrets
@@ -87,10 +88,3 @@ async def _beat(metrics: OperatorMetrics, health: Health) -> None:
         await asyncio.sleep(_BEAT_S)
         health.beat_at = time.monotonic()
         metrics.loop_lag.set(max(0.0, health.beat_at - began - _BEAT_S))
-
-
-def announce(path: Path, url: str) -> None:
-    """Write the URL down, whole or not at all."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(url + "\n", encoding="utf-8")
-    fresh.replace(path)

@@ -13,8 +13,8 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 import msgspec
+from penstock_process.announcing import announce
 
-from penstock_worker.announcing import announce
 from penstock_worker.config import WorkerConfig, WorkerSecrets
 from penstock_worker.fleet import Fleet
 from penstock_worker.fleet_plan import FleetLimits, Phase

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from penstock_core.errors import PenstockError
 from penstock_dataplane.loop import run
 from penstock_process import logs
+from penstock_process.announcing import announce
 from penstock_process.settings import ConfigError
 from penstock_process.system import end_with_parent, raise_open_files
 
-from penstock_worker.announcing import announce
 from penstock_worker.assembly import build_host
 from penstock_worker.config import WorkerConfig, WorkerSecrets, ray_environment
 from penstock_worker.gang_follower import GangFollower

@@ -1,6 +1,6 @@
-"""Tells whoever started this process where it answers: a file with the URL, there once the worker is ready.
+"""Tells whoever started this process where it answers: a file with the URL, there once the process is ready.
 
-`serving` and `gang_leader` write it; `process_host`, `penstock up` and tests read it.
+Routers, workers, operator and autoscaler write it, each where its settings say; the fleet's hosts, `penstock up` and tests read it.
 """
 
 from pathlib import Path
