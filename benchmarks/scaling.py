@@ -59,7 +59,7 @@ def divided(bench: Bench, options: argparse.Namespace) -> list[Row]:
 
 
 def staircases(bench: Bench, options: argparse.Namespace) -> list[Row]:
-    return on_staircases(bench, options.scaler, options.seeds, options.starts or STAIRCASE_STARTS_S, options.judge)
+    return on_staircases(bench, options.scaler, options.seeds, options.starts or STAIRCASE_STARTS_S, options.judge, not options.no_line)
 
 
 def stories(bench: Bench, options: argparse.Namespace) -> list[Row]:
@@ -104,6 +104,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--starts", nargs="+", type=float, help="start-up times in seconds, instead of those that the bars are for")
     parser.add_argument("--seeds", type=int, default=20, help="how many staircases")
     parser.add_argument("--judge", action="store_true", help="staircases of the seeds for judging, instead of those for tuning")
+    parser.add_argument("--no-line", action="store_true", help="staircases without the router's line, for scaler and clairvoyant")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--fresh", action="store_true", help="forget remembered runs first")
     return parser.parse_args()

@@ -11,6 +11,7 @@ import msgspec
 
 from benchmarks.scaling_clairvoyant import Search, clairvoyant
 from benchmarks.scaling_frontier import Frontier, frontier
+from benchmarks.scaling_present import NAMES
 from benchmarks.scaling_runs import Bench, Measured, Run, Size
 from benchmarks.scaling_scenes import JUDGED, SCENES
 
@@ -55,6 +56,20 @@ def on_traces(bench: Bench, scaler: str, scenes: Sequence[str], starts_s: Sequen
             seen = bench.each(f"{scene}: clairvoyant", clairvoyant, wanted)
             known = {search.start_s: one.hours for search, one in zip(wanted, seen, strict=True)}
         rows += [_trace_row(scene, one, found[0], line, known.get(one.run.start_s), divided) for one in found]
+        if scene == "step" and not divided:
+            rows += _knowing_the_present(bench, scene, line)
+    return rows
+
+
+def _knowing_the_present(bench: Bench, scene: str, line: Frontier) -> list[Row]:
+    """What a start-up of 120 s costs whoever knows no future."""
+    size = Size(both=SCENES[scene].first)
+    rows = []
+    for name, who in NAMES.items():
+        runs = [Run(scene=scene, size=size, start_s=start_s, scaler=who, goal_ratio=GOAL) for start_s in (0.0, 120.0)]
+        found = bench.measure(f"{scene}: {name}", runs)
+        made = [_trace_row(scene, one, found[0], line, None, False) for one in found]
+        rows += [msgspec.structs.replace(row, name=f"{scene}: {name}") for row in made]
     return rows
 
 
@@ -94,20 +109,27 @@ def _trace_row(scene: str, one: Measured, instant: Measured, line: Frontier, cla
     )
 
 
-def on_staircases(bench: Bench, scaler: str, seeds: int, starts_s: Sequence[float], judged: bool) -> list[Row]:
-    """Random staircases beside their clairvoyants: a row each, then the medians with their bars."""
+def on_staircases(bench: Bench, scaler: str, seeds: int, starts_s: Sequence[float], judged: bool, line: bool) -> list[Row]:
+    """Random staircases beside their clairvoyants: a row each, the medians with their bars, and what knowing the present would reach."""
     first = JUDGED if judged else 1
     rows: list[Row] = []
     for start_s in starts_s:
-        wanted = [Search("staircase", seed, start_s, GOAL) for seed in range(first, first + seeds)]
+        wanted = [Search("staircase", seed, start_s, GOAL, line) for seed in range(first, first + seeds)]
         known = bench.each(f"staircases, start-up {start_s:g} s: clairvoyant", clairvoyant, wanted)
-        runs = [
-            Run(scene="staircase", seed=search.seed, size=best.run.size, start_s=start_s, scaler=scaler, goal_ratio=GOAL)
-            for search, best in zip(wanted, known, strict=True)
-        ]
-        found = bench.measure(f"staircases, start-up {start_s:g} s: {scaler}", runs)
-        each = [_staircase_row(one, best) for one, best in zip(found, known, strict=True)]
+
+        def reached(who: str, known: Sequence[Measured] = known, start_s: float = start_s) -> list[Row]:
+            runs = [
+                Run(scene="staircase", seed=one.run.seed, size=one.run.size, start_s=start_s, scaler=who, goal_ratio=GOAL, line=line)
+                for one in known
+            ]
+            found = bench.measure(f"staircases, start-up {start_s:g} s: {who}", runs)
+            return [_staircase_row(one, best) for one, best in zip(found, known, strict=True)]
+
+        each = reached(scaler)
         rows += [*each, _medians(each, start_s)]
+        for name, who in NAMES.items():
+            row = _medians(reached(who), start_s)
+            rows.append(msgspec.structs.replace(row, name=f"{row.name}: {name}", bars=()))
     return rows
 
 

@@ -32,6 +32,8 @@ class Search(msgspec.Struct, frozen=True):
     seed: int
     start_s: float
     goal_ratio: float
+    line: bool = False
+    """As in Run."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def clairvoyant(search: Search) -> Measured:
         again = replayed(search, msgspec.json.decode(known.read_bytes(), type=Measured).run.schedule)
         if again.goodput_ratio >= search.goal_ratio:
             return again
-    parts = _parts(search)
+    parts = parts_of(search)
     found = _trimmed(search, parts, _cheapest(search, list(_hull(search, parts))))
     KEPT.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.encode(found))
@@ -62,13 +64,14 @@ def clairvoyant(search: Search) -> Measured:
 
 def replayed(search: Search, schedule: Schedule) -> Measured:
     first = Size(both=schedule[0][1])
-    return measured(Run(scene=search.scene, seed=search.seed, size=first, schedule=schedule, start_s=search.start_s))
+    return measured(Run(scene=search.scene, seed=search.seed, size=first, schedule=schedule, start_s=search.start_s, line=search.line))
 
 
 # -- misses by part and size -----------------------------------------------------------------------------------------
 
 
-def _parts(search: Search) -> Parts:
+def parts_of(search: Search) -> Parts:
+    """What each size would miss in each part of the scene."""
     scene = SCENES[search.scene]
     made = whole(search.scene, search.seed)
     cuts = scene.cuts(search.seed)
@@ -83,7 +86,7 @@ def _misses_within(search: Search, _made: Workload, cuts: Sequence[float], ends:
     sizes = SCENES[search.scene].sizes
     misses = np.zeros((len(cuts), len(sizes)))
     for column, size in enumerate(sizes):
-        one = measured(Run(scene=search.scene, seed=search.seed, size=Size(both=size)))
+        one = measured(Run(scene=search.scene, seed=search.seed, size=Size(both=size), line=search.line))
         missed = np.array(one.arrivals_by_bin) - np.array(one.good_by_bin)
         for row, (since_s, until_s) in enumerate(zip(cuts, ends, strict=True)):
             misses[row, column] = missed[round(since_s / BIN_S) : round(until_s / BIN_S)].sum()
@@ -104,7 +107,7 @@ def _misses_apart(search: Search, made: Workload, cuts: Sequence[float], ends: S
             elif size > 1.15 * load + 1.0:
                 misses[row, column] = misses[row, column - 1] if column else 0.0
             else:
-                one = measured(Run(scene=search.scene, seed=search.seed, size=Size(both=size), part_s=(since_s, until_s)))
+                one = measured(Run(scene=search.scene, seed=search.seed, size=Size(both=size), part_s=(since_s, until_s), line=search.line))
                 misses[row, column] = one.requests - one.good
     return misses
 

@@ -86,11 +86,17 @@ def ramp(_seed: int) -> Workload:
     return _warped([0.0, 0.3 * span_s, 0.5 * span_s, 0.7 * span_s, span_s], [1.0, 1.0, RAMP_PEAK, 1.0, 1.0], "conversation ×1→×3→×1")
 
 
+def step_changes() -> tuple[float, ...]:
+    """When the step's rate becomes another one."""
+    span_s = trace_s()
+    return 0.0, 0.3 * span_s, 0.3 * span_s + 0.4 * span_s / STEP_PEAK
+
+
 def step(_seed: int) -> Workload:
     """The middle 40 % of the trace at ×3, what is before and after it at ×1."""
     trace = conversation()
     told_s = trace_s() * np.array([0.0, 0.3, 0.7, 1.0])
-    at_s = np.cumsum([0.0, *(np.diff(told_s) / np.array([1.0, STEP_PEAK, 1.0]))])
+    at_s = [*step_changes(), step_changes()[-1] + 0.3 * trace_s()]
     return msgspec.structs.replace(trace, name="conversation ×1|×3|×1", arrival_s=np.interp(trace.arrival_s, told_s, at_s))
 
 

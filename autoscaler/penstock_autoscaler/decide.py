@@ -66,12 +66,13 @@ def resize(
         name, here = pool.name, pool.desired
         since_s = now_s - hold_s(pool, settings)
         lately = [one.replicas.get(name, here) for one in wanted if one.at_s > since_s]
-        long_enough = bool(wanted) and wanted[0].at_s <= since_s + settings.period_s
+        enough = min(here, _most(wanted, name, here, now_s - hold_s(pool, settings), settings) + 1)
+        last = min(here, _most(wanted, name, here, now_s - max(settings.last_s, hold_s(pool, settings)), settings))
         desired[name] = here
         if needed[name] > here:
             desired[name] = needed[name]
-        elif lately and max(lately) < here and long_enough:
-            desired[name] = max(lately)
+        elif min(enough, last) < here:
+            desired[name] = min(enough, last)
         elif lately and lately[-1] < here:
             waiting, smaller[name] = True, lately[-1]
     inside = bounds.within(desired)
@@ -79,6 +80,13 @@ def resize(
         inside = bounds.within({name: min(size, max(needed[name], bounds.least[name])) for name, size in desired.items()})
     limited = any(inside[name] < needed[name] for name in inside)
     return Resized(desired=inside, reason=_reason(pools, inside, waiting, limited or not met), smaller=smaller)
+
+
+def _most(wanted: Sequence[Wanted], name: str, here: int, since_s: float, settings: ScalerSettings) -> int:
+    """The largest size that any decision since then would have kept; what is there, where they do not go back so far."""
+    if not wanted or wanted[0].at_s > since_s + settings.period_s:
+        return here
+    return max(one.replicas.get(name, here) for one in wanted if one.at_s > since_s)
 
 
 def _reason(pools: Sequence[Pool], desired: Mapping[str, int], waiting: bool, short: bool) -> Reason:

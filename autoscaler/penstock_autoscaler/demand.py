@@ -13,7 +13,7 @@ from penstock_core.endpoint import Role
 from penstock_core.slo import Attainment, Slo
 
 from penstock_autoscaler.memory import Memory, Tried
-from penstock_autoscaler.observation import Observation, Phase, Pool
+from penstock_autoscaler.observation import Observation, Pool
 from penstock_autoscaler.ports import WhatIf
 from penstock_autoscaler.sample import Sample
 from penstock_autoscaler.search import Bounds, Found, Goal, fewest
@@ -87,27 +87,9 @@ def _holds(asked: Mix, pool: Pool, slo: Slo, prefill: float, replicas: float, bu
     return True
 
 
-def backlog(seen: Observation, asked: Sample, rate: float) -> float:
-    """Requests that will wait when replicas asked for now are ready: those that do, and what arrives beyond what ready ones can serve.
-
-    They are late already, but as long as they are there every newcomer is late, too. Where prompts and answers have pools of their own only
-    those that wait count: what one pool is short of is no reason for another one to grow.
-    """
-    waiting = sum(one.waiting for one in seen.replicas) + (seen.traffic.waiting if seen.traffic is not None else 0)
-    if any(pool.role is not Role.BOTH for pool in seen.pools):
-        return float(waiting)
-    floor = fluid(mix(asked, rate), seen.pools, seen.target.slo, FULL_RATIO)
-    ready = dict.fromkeys(floor, 0)
-    eta_s = []
-    for one in seen.replicas:
-        if one.pool in ready and one.phase is Phase.READY:
-            ready[one.pool] += 1
-        elif one.pool in ready and one.phase is Phase.STARTING:
-            start_s = next(pool.start_s for pool in seen.pools if pool.name == one.pool)
-            eta_s.append(max(0.0, min(start_s, one.asked_s + start_s - seen.now_s)))
-    served = rate * min([1.0, *(ready[name] / needed for name, needed in floor.items() if needed > 0.0)])
-    wait_s = max(eta_s) if eta_s else max(pool.start_s for pool in seen.pools)
-    return waiting + (rate - served) * wait_s
+def backlog(seen: Observation) -> float:
+    """Requests that wait: they are late already, but as long as they are there every newcomer is late, too."""
+    return float(sum(one.waiting for one in seen.replicas) + (seen.traffic.waiting if seen.traffic is not None else 0))
 
 
 class Demand:
@@ -120,7 +102,7 @@ class Demand:
         self.replays = 0
 
     def sizes(self, asked: Sample, rate: float, pools: Sequence[Pool], slo: Slo, bounds: Bounds, goal: Goal) -> Found:
-        """The fewest accelerators that reach the goal at that rate."""
+        """The fewest accelerators of which each is worth it at that rate."""
         means = mix(asked, rate)
         bound, floor = fluid(means, pools, slo), fluid(means, pools, slo, FULL_RATIO)
         bounds = msgspec.structs.replace(
@@ -136,7 +118,7 @@ class Demand:
             return self._known(sizes, rate, means.prompt_tokens, goal) or self._replay(sizes, pools, at_rate, rate, slo)
 
         found = fewest(guess, pools, bounds, goal, trial)
-        if found.attainment_ratio is not None and (found.met or found.useless):
+        if found.attainment_ratio is not None and found.met:
             self._correct(bound, found.sizes, bounds)
         return found
 
@@ -151,12 +133,15 @@ class Demand:
         return answer.attainment
 
     def _known(self, sizes: Mapping[str, int], rate: float, prompt_tokens: float, goal: Goal) -> Attainment | None:
-        """What was seen of these sizes a moment ago, where it decides."""
+        """What was seen of these sizes in this decision, or a moment ago where it decides: nothing to gain at a higher rate, far too few
+        at a lower one. What is between is only compared within a sample."""
         for one in reversed(self._memory.tried):
             if one.sizes != sizes or not 0.8 < one.prompt_tokens / max(1.0, prompt_tokens) < 1.25:
                 continue
-            met = goal.met(one.sizes, one.attainment)
-            if one.rate >= rate * (1.0 - _RATE_STEP) if met else one.rate <= rate * (1.0 + _RATE_STEP):
+            same = one.at_s == self._now_s and one.rate == rate
+            ample = one.rate >= rate * (1.0 - _RATE_STEP) and goal.hopeless(one.sizes, one.attainment)
+            far = one.rate <= rate * (1.0 + _RATE_STEP) and goal.far(one.attainment)
+            if same or ample or far:
                 return one.attainment
         return None
 

@@ -16,6 +16,8 @@ from penstock_autoscaler.trend import Count
 
 MOST_WINDOWS = 512
 MOST_COUNTS = 80
+MOST_SHORTFALLS = 240
+"""An hour of decisions."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -65,8 +67,8 @@ class Memory(msgspec.Struct, kw_only=True):
     """By pool: what the fluid bound is multiplied with."""
     promises: list[Promise] = []
     """Forecasts whose time has not come."""
-    surprise: float = 0.0
-    """By what share the rate lately came out above its forecast, on average over the time."""
+    shortfalls: list[float] = []
+    """By how many requests a second the rate came out above its forecast, 0 where it did not; of the latest decisions, oldest first."""
     fared: list[Fared] = []
     """Of the latest minute or so, oldest first."""
     counted: float = 0.0
@@ -85,13 +87,12 @@ class Memory(msgspec.Struct, kw_only=True):
         self.counts = [*counts, Count(traffic.until_s, traffic.length_s, traffic.arrivals)][-MOST_COUNTS:]
         self.season.learn(traffic.until_s, traffic.length_s, traffic.arrivals)
 
-    def compare(self, now_s: float, rate: float, half_life_s: float) -> None:
+    def compare(self, now_s: float, rate: float) -> None:
         """The rate at present, beside what was forecast for it."""
         due = [one for one in self.promises if one.for_s <= now_s]
         self.promises = [one for one in self.promises if one.for_s > now_s]
         if due:
-            fade = 0.5 ** (15.0 / half_life_s)
-            self.surprise = fade * self.surprise + (1.0 - fade) * min(3.0, max(0.0, rate / max(1e-9, due[-1].rate) - 1.0))
+            self.shortfalls = [*self.shortfalls, max(0.0, rate - due[-1].rate)][-MOST_SHORTFALLS:]
 
 
 def encode(memory: Memory) -> bytes:

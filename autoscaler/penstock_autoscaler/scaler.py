@@ -5,6 +5,7 @@ from `trend`, `forecast` and `demand`, rules from `decide` and `split`.
 """
 
 import msgspec
+import numpy as np
 from penstock_core.slo import Attainment, Slo
 from penstock_core.traffic import Window, attained
 
@@ -21,11 +22,13 @@ from penstock_autoscaler.settings import SURGE_S, ScalerSettings
 from penstock_autoscaler.split import switches
 from penstock_autoscaler.trend import Trend, trend
 
-_PRIOR_REQUESTS = 200.0
+_PRIOR_REQUESTS = 500.0
 MEASURED_S = 60.0
 """Attainment is measured over so long."""
-_STRICTEST = 0.5
-"""The goal allows at least this share of the misses that the target allows."""
+_LEAST_SHORTFALLS = 120
+"""Decisions of which so many have not been made yet count as if the forecast had sufficed."""
+_HASTE, _CHEAPEST, _DEAREST = 3.0, 1.4, 0.4
+"""How what a replica must be worth follows from allowed ÷ actual misses: its power, and the ends."""
 
 
 class Scaler:
@@ -65,10 +68,9 @@ class Scaler:
     def _sized(self, seen: Observation, asked: Sample, expected: Forecast, bounds: Bounds) -> Decision:
         settings, slo = self._settings, seen.target.slo
         here = {pool.name: pool.desired for pool in seen.pools}
-        ratio = self._goal(seen.target.attainment_ratio)
-        goal = Goal(ratio=ratio, worth_ratio=settings.worth_ratio, here=here, tolerance_ratio=settings.tolerance_ratio)
+        goal = Goal(worth_ratio=self._worth(seen.target.attainment_ratio), here=here, tolerance_ratio=settings.tolerance_ratio)
         recover_s = max(settings.recover_s, *(pool.start_s for pool in seen.pools))
-        rate = expected.expected * (1.0 + self._reserve(seen)) + min(expected.now, backlog(seen, asked, expected.now) / recover_s)
+        rate = expected.expected + self._reserve(seen, expected.expected) + min(expected.now, backlog(seen) / recover_s)
         demand = Demand(self.memory, self._what_if, seen.now_s, settings.replay_budget_s, settings.replay_fresh_s)
         needed = demand.sizes(asked, rate, seen.pools, slo, bounds, goal)
         kept = needed
@@ -79,8 +81,8 @@ class Scaler:
         self._remember(
             seen, {name: min(here[name], size) if needed.sizes[name] <= here[name] else size for name, size in kept.sizes.items()}
         )
-        resized = resize(seen.pools, needed.sizes, needed.met or needed.useless, self.memory.wanted, seen.now_s, settings, bounds)
-        return self._decision(seen, resized, needed, expected, rate, ratio, asked, kept, demand)
+        resized = resize(seen.pools, needed.sizes, needed.met, self.memory.wanted, seen.now_s, settings, bounds)
+        return self._decision(seen, resized, needed, expected, rate, goal, asked, kept, demand)
 
     def _decision(
         self,
@@ -89,7 +91,7 @@ class Scaler:
         needed: Found,
         expected: Forecast,
         rate: float,
-        goal: float,
+        goal: Goal,
         asked: Sample,
         kept: Found,
         demand: Demand,
@@ -106,7 +108,7 @@ class Scaler:
             "rate_now": expected.now,
             "rate_expected": expected.expected,
             "rate_planned": rate,
-            "goal_ratio": goal,
+            "worth_ratio": goal.worth_ratio,
             "replays": float(demand.replays),
             **{f"needed {name}": float(size) for name, size in needed.sizes.items()},
         }
@@ -118,7 +120,7 @@ class Scaler:
             switches=switched,
             late=late(seen, self._settings),
             reason=Reason.SWITCH if switched else resized.reason,
-            message=_words(here, desired, resized, needed, expected, rate, goal),
+            message=_words(here, desired, resized, needed, expected, rate),
             facts=facts,
         )
 
@@ -165,21 +167,26 @@ class Scaler:
         self.memory.fared = [*recent, Fared(traffic.until_s, fared)]
 
     def _remember(self, seen: Observation, sizes: dict[str, int]) -> None:
-        longest_s = max((hold_s(pool, self._settings) for pool in seen.pools), default=0.0) + 2.0 * self._settings.period_s
+        longest_s = max(self._settings.last_s, *(hold_s(pool, self._settings) for pool in seen.pools)) + 2.0 * self._settings.period_s
         self.memory.wanted = [*(one for one in self.memory.wanted if one.at_s > seen.now_s - longest_s), Wanted(seen.now_s, sizes)]
 
     def _forecast(self, seen: Observation, trending: Trend) -> Forecast:
         ahead_s = max((pool.start_s for pool in seen.pools), default=0.0) + self._settings.period_s
         found = forecast(trending, self.memory.season, seen.now_s, ahead_s)
-        self.memory.compare(seen.now_s, found.now, self._settings.budget_half_life_s)
+        self.memory.compare(seen.now_s, found.now)
         self.memory.promises.append(Promise(seen.now_s + ahead_s, found.expected))
         return found
 
-    def _reserve(self, seen: Observation) -> float:
-        """Share of the forecast to be ready for beside it: the longer a start takes, the more may happen meanwhile."""
+    def _reserve(self, seen: Observation, expected: float) -> float:
+        """Requests a second to be ready for beyond the forecast: the longer a start takes, the more may happen meanwhile; and what
+        forecasts fell short of before, as long as a replica for it would have been of use in as much of the time as it must be worth."""
         settings = self._settings
         start_s = max((pool.start_s for pool in seen.pools), default=0.0)
-        return min(1.0, settings.surge_ratio * min(1.0, start_s / SURGE_S) + settings.surprise_factor * self.memory.surprise)
+        surge = expected * settings.surge_ratio * min(1.0, start_s / SURGE_S)
+        worth = settings.worth_factor * (1.0 - seen.target.attainment_ratio)
+        before = self.memory.shortfalls
+        unseen = [0.0] * (_LEAST_SHORTFALLS - len(before))
+        return max(surge, float(np.quantile([*unseen, *before], max(0.0, 1.0 - worth))))
 
     def _idle(self, now_s: float) -> bool:
         """Whether nobody has come for so long that a pool may be emptied."""
@@ -189,11 +196,12 @@ class Scaler:
             now_s - since_s >= min(self._settings.idle_s, self._settings.trend_s)
         )
 
-    def _goal(self, target_ratio: float) -> float:
-        """Share to aim at: more than the target where past misses have used up what it allows."""
+    def _worth(self, target_ratio: float) -> float:
+        """What a replica must be worth: less where past misses have used up more than the target allows, more where they have not."""
         allowed = 1.0 - target_ratio
         missed = (self.memory.missed + _PRIOR_REQUESTS * allowed) / (self.memory.counted + _PRIOR_REQUESTS)
-        return 1.0 - allowed * min(1.0, max(_STRICTEST, allowed / max(1e-9, missed)))
+        haste: float = (allowed / max(1e-9, missed)) ** _HASTE
+        return self._settings.worth_factor * allowed * min(_CHEAPEST, max(_DEAREST, haste))
 
 
 def _unchanged(seen: Observation, reason: Reason, message: str, *, valid: bool = True) -> Decision:
@@ -205,13 +213,9 @@ def _change(here: dict[str, int], desired: dict[str, int]) -> str:
     return ", ".join(f"{name} {here[name]}" + (f" → {size}" if size != here[name] else "") for name, size in desired.items())
 
 
-def _words(
-    here: dict[str, int], desired: dict[str, int], resized: Resized, needed: Found, expected: Forecast, planned: float, goal: float
-) -> str:
+def _words(here: dict[str, int], desired: dict[str, int], resized: Resized, needed: Found, expected: Forecast, planned: float) -> str:
     rate = f"{expected.now:.2f} requests/s" + (f", planned for {planned:.2f}" if planned > 1.01 * expected.now else "")
     sizes = " + ".join(f"{size} {name}" for name, size in needed.sizes.items())
-    share = "" if needed.attainment_ratio is None else f" would meet {needed.attainment_ratio:.1%} of {goal:.1%}"
-    if needed.useless:
-        share += ", and more would hardly help"
+    share = "" if needed.attainment_ratio is None else f" would meet {needed.attainment_ratio:.1%}"
     waiting = "" if not resized.smaller else "; fewer would do, but not for long enough yet"
     return f"{_change(here, desired)}: {rate}; {sizes}{share}{waiting}."

@@ -1,7 +1,7 @@
-"""The fewest accelerators whose predicted attainment reaches a goal: a walk over sizes, each tried in a replay.
+"""The size at which one replica more is no longer worth it: a walk over sizes, each tried in a replay.
 
-Pure but for the what-if it is given; `demand` calls it with a guess. What earlier decisions tried answers where it can: what met the goal
-at a higher rate, or missed it at a lower one, a moment ago.
+Pure but for the what-if it is given; `demand` calls it with a guess. A miss has the same price at all times, so what the goal allows is
+missed where serving it would cost most; an attainment to be reached at every moment would buy the dearest requests first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,25 +43,34 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
-    """When a walk is over."""
+    """When a walk is over: what a replica must be worth."""
 
-    ratio: float
-    """Attainment to reach."""
-    worth_ratio: float = 0.0
-    """Near it, a step up must gain at least so much attainment for each part of the traffic that one replica serves."""
+    worth_ratio: float
+    """A replica must turn at least this share of what an average one serves from missing its targets to meeting them."""
+    far_ratio: float = 0.5
+    """Where more than this is missed every replica is welcome: one alone may not help yet."""
     here: dict[str, int] = {}
     """Sizes in force, by pool."""
     tolerance_ratio: float = 0.0
-    """They are left when they miss by more than this share of the allowed misses."""
+    """They are left only for a gain that is larger, or a loss that is smaller, by this share."""
 
-    def met(self, sizes: Sizes, seen: Attainment) -> bool:
+    def far(self, seen: Attainment) -> bool:
+        return _missed(seen) > self.far_ratio
+
+    def hopeless(self, sizes: Sizes, seen: Attainment) -> bool:
+        """Whether not even a replica that ends all misses would be worth it."""
+        return _missed(seen) * sum(sizes.values()) < self.worth_ratio
+
+    def grows(self, sizes: Sizes, seen: Attainment, tried: Attainment) -> bool:
+        """Whether one replica more, with which it is as `tried`, is worth it."""
         slack = 1.0 + (self.tolerance_ratio if sizes == self.here else 0.0)
-        return 1.0 - _ratio(seen) <= slack * (1.0 - self.ratio)
+        return (_missed(seen) - _missed(tried)) * sum(sizes.values()) >= slack * self.worth_ratio
 
-    def worth(self, before: Attainment, after: Attainment, replicas: int) -> bool:
-        """Far from the goal every step is."""
-        near = 1.0 - _ratio(before) <= 3.0 * (1.0 - self.ratio)
-        return not near or (_ratio(after) - _ratio(before)) * replicas >= self.worth_ratio
+    def spares(self, sizes: Sizes, seen: Attainment, tried: Attainment) -> bool:
+        """Whether one replica fewer, with which it is as `tried`, costs less than a replica is worth."""
+        slack = 1.0 - (self.tolerance_ratio if sizes == self.here else 0.0)
+        lost = (_missed(tried) - _missed(seen)) * (sum(sizes.values()) - 1)
+        return not self.far(tried) and lost < slack * self.worth_ratio
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,59 +80,59 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     attainment_ratio: float | None
     """Predicted; None: not tried, for want of budget."""
     met: bool
-    """False: no size that is allowed reaches the goal, or it is not known to."""
-    useless: bool = False
-    """Not met, and more replicas would hardly help: what is missed would be missed on an idle replica."""
+    """False: more is wanted than is allowed, or it is not known whether more is wanted."""
 
 
 Trial = Callable[[dict[str, int]], Attainment | None]
 
 
 def fewest(guess: Sizes, pools: Sequence[Pool], bounds: Bounds, goal: Goal, trial: Trial) -> Found:
-    """Walk from the guess: up until the goal is met, then down while it stays met."""
+    """Walk from the guess: up while a replica more is worth it, then down while one fewer costs less than that."""
     sizes = bounds.within(guess)
     seen = trial(sizes)
     if seen is None:
         return Found(sizes=sizes, attainment_ratio=None, met=False)
-    if not goal.met(sizes, seen):
-        found = _up(sizes, seen, pools, bounds, goal, trial)
-        reached = trial(found.sizes) if found.met and len(pools) > 1 else None
-        if reached is None:
-            return found
-        sizes, seen = found.sizes, reached  # the pool that was not short may have too many
-    return _down(sizes, seen, pools, bounds, goal, trial)
+    met, rose = True, False
+    while not goal.hopeless(sizes, seen):
+        larger, tried, met = _up(sizes, seen, pools, bounds, goal, trial)
+        if larger is None:
+            break
+        if tried is None:
+            return Found(sizes=larger, attainment_ratio=None, met=False)
+        sizes, seen, rose = larger, tried, True
+    if not rose or len(pools) > 1:  # the pool that was not short may have too many
+        sizes, seen = _down(sizes, seen, pools, bounds, goal, trial)
+    return Found(sizes=sizes, attainment_ratio=1.0 - _missed(seen), met=met)
 
 
-def _up(sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: Bounds, goal: Goal, trial: Trial) -> Found:
-    while not goal.met(sizes, seen):
-        order = shortest(seen, pools)
-        for pool in order:
-            larger = {**sizes, pool.name: sizes[pool.name] + 1}
-            if not bounds.allow(larger):
-                continue
-            tried = trial(larger)
-            if tried is None:
-                return Found(sizes=larger, attainment_ratio=None, met=False)
-            if _ratio(tried) > _ratio(seen) or pool is order[-1]:
-                if not goal.met(larger, tried) and not goal.worth(seen, tried, sum(sizes.values())):
-                    return Found(sizes=sizes, attainment_ratio=_ratio(seen), met=False, useless=True)
-                sizes, seen = larger, tried
-                break
-        else:
-            return Found(sizes=sizes, attainment_ratio=_ratio(seen), met=False)
-    return Found(sizes=sizes, attainment_ratio=_ratio(seen), met=True)
+def _up(
+    sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: Bounds, goal: Goal, trial: Trial
+) -> tuple[dict[str, int] | None, Attainment | None, bool]:
+    """(a size larger by one that is worth it, how it fares, whether nothing forbade one); None: there is none."""
+    allowed = [pool for pool in shortest(seen, pools) if bounds.allow({**sizes, pool.name: sizes[pool.name] + 1})]
+    for pool in allowed:
+        larger = {**sizes, pool.name: sizes[pool.name] + 1}
+        tried = trial(larger)
+        if tried is None:
+            return (larger, None, False) if goal.far(seen) else (None, None, True)
+        helps = _missed(tried) < _missed(seen) or pool is allowed[-1]
+        if goal.grows(sizes, seen, tried) or (goal.far(seen) and helps):
+            return larger, tried, True
+    return None, None, len(allowed) == len(pools)
 
 
-def _down(sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: Bounds, goal: Goal, trial: Trial) -> Found:
+def _down(
+    sizes: dict[str, int], seen: Attainment, pools: Sequence[Pool], bounds: Bounds, goal: Goal, trial: Trial
+) -> tuple[dict[str, int], Attainment]:
     """One pool after the other, the dearest replicas first."""
     for pool in sorted(pools, key=lambda one: -one.accelerators):
         while True:
             smaller = {**sizes, pool.name: sizes[pool.name] - 1}
             tried = trial(smaller) if bounds.allow(smaller) else None
-            if tried is None or not goal.met(smaller, tried):
+            if tried is None or not goal.spares(sizes, seen, tried):
                 break
             sizes, seen = smaller, tried
-    return Found(sizes=sizes, attainment_ratio=_ratio(seen), met=True)
+    return sizes, seen
 
 
 def shortest(seen: Attainment, pools: Sequence[Pool]) -> list[Pool]:
@@ -133,5 +142,5 @@ def shortest(seen: Attainment, pools: Sequence[Pool]) -> list[Pool]:
     return sorted(pools, key=lambda one: (one.role is not first, one.role is not Role.BOTH))
 
 
-def _ratio(seen: Attainment) -> float:
-    return seen.goodput_ratio if seen.goodput_ratio is not None else 1.0
+def _missed(seen: Attainment) -> float:
+    return 1.0 - seen.goodput_ratio if seen.goodput_ratio is not None else 0.0

@@ -19,21 +19,21 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The latest so many requests at most."""
     trend_s: float = 900.0
     """How far back rates are looked at for a trend."""
-    stable_s: float = 90.0
+    stable_s: float = 75.0
     """A pool shrinks only after its smaller size would have done for so long."""
-    flap_cost: float = 1.0
+    flap_cost: float = 0.75
     """And for at least so many times its start-up time: what giving up a replica and starting it again wastes."""
+    last_s: float = 180.0
+    """One replica more than would do stays for so long: that much replays may be wrong, and traffic may rise."""
     surge_ratio: float = 0.1
     """Room for more traffic than is forecast, where a start takes SURGE_S or longer; for shorter ones it is less in proportion."""
     recover_s: float = 60.0
     """Requests that wait, or will before replicas asked for now are ready, are to be served within so long, or within a start-up time."""
-    surprise_factor: float = 0.5
-    """Room for what forecasts lately fell short of, as a multiple of it."""
-    worth_ratio: float = 0.05
-    """Near the goal a further replica must turn at least this share of what an average one serves from missing its targets to meeting
-    them: prompts that would be late on an idle replica are no reason to grow."""
-    tolerance_ratio: float = 0.25
-    """A size in force is left as it is while it is predicted to miss by no more than this share of the misses that the goal allows."""
+    worth_factor: float = 3.0
+    """A replica must turn a share of what an average one serves from missing its targets to meeting them: so many times the share of
+    misses that the goal allows; less while more is missed than that, and the reverse."""
+    tolerance_ratio: float = 0.5
+    """A size in force is left only for a gain that is larger, or a loss that is smaller, by this share than a replica must be worth."""
     margin_ratio: float = 0.05
     """How much more traffic than there is a size must stand that is about to be chosen instead of a larger one."""
     idle_s: float = 600.0
@@ -49,8 +49,6 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            least = (
-                0.0 if name.endswith("_ratio") or name in ("flap_cost", "surprise_factor", "replay_budget_s", "replay_fresh_s") else 1e-6
-            )
+            least = 0.0 if name.endswith("_ratio") or name in ("flap_cost", "replay_budget_s", "replay_fresh_s") else 1e-6
             if not least <= getattr(self, name) < 1e7:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {'0 or more' if not least else 'more than 0'}")

@@ -32,7 +32,7 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
     rate: float
     """Requests a second at its end."""
     slope: float
-    """Requests a second, more each second; 0 for a level."""
+    """Requests a second, more each second, less its standard error; 0 for a level."""
     length_s: float
     error: float
     """Standard error of `rate`."""
@@ -128,4 +128,6 @@ class _Sums:
             slope = (self._nx[j] - self._nx[since] - centre * n) / sxx
             rate = max(0.0, mean + slope * (ahead_s - centre))
             variance += self._noise * mean / sxx * (ahead_s - centre) ** 2
+            sure = abs(slope) - float(np.sqrt(self._noise * mean / sxx))
+            slope = float(np.copysign(max(0.0, sure), slope))
         return Trend(rate=float(rate), slope=float(slope), length_s=float(t), error=float(np.sqrt(variance)), dispersion=self._noise)

@@ -31,18 +31,21 @@ def test_a_burst_is_answered_at_once_and_by_as_many_as_it_needs() -> None:
     assert "requests/s" in first[0].message
 
 
-def test_after_the_burst_it_shrinks_once_the_pause_has_lasted_as_long_as_a_start() -> None:
-    """Not before: what is given up would have to be started again."""
+def test_after_the_burst_it_shrinks_once_the_pause_has_lasted_and_the_last_one_later() -> None:
+    """Not before: what is given up would have to be started again. One replica more than would do stays for three minutes."""
     world = World(pool(desired=8))
     world.minutes(4, 8.0)
     high = world.size()
-    held = world.minutes(1.25, 1.0)
+    held = world.minutes(1, 1.0)
     assert {one.desired["both"] for one in held} == {high}
     assert held[-1].reason is Reason.WAITING
     assert "not for long enough" in held[-1].message
-    later = world.minutes(3, 1.0)
+    later = world.minutes(1.25, 1.0)
     assert Reason.DOWN in {one.reason for one in later}
-    assert world.size() == 2 or world.size() == 1
+    last = world.size()
+    assert {one.desired["both"] for one in later} == {last}
+    world.minutes(3, 1.0)
+    assert world.size() == last - 1
 
 
 def test_a_ramp_is_met_before_it_arrives() -> None:
@@ -74,7 +77,7 @@ class NoTime:
 @pytest.mark.parametrize(("rate", "size"), [(0.05, 1), (0.5, 4)])
 def test_too_few_requests_to_replay_are_no_reason_to_stay_large(rate: float, size: int) -> None:
     """Below 40 of them arithmetic decides; with more, what no replay had the time to look at is not given up."""
-    world = World(pool(desired=4), what_if=NoTime())
+    world = World(pool(desired=4), what_if=NoTime(), stable_s=90.0)
     world.minutes(15, rate)
     assert world.size() == size
 
@@ -186,6 +189,30 @@ def test_an_idle_prefill_replica_becomes_a_decode_one_instead_of_a_start() -> No
     after = made[-1].desired
     assert after["decode"] > before["decode"]
     assert after["prefill"] < before["prefill"]
+
+
+def test_jumps_that_keep_coming_are_kept_ready_for() -> None:
+    """Four minutes at 2, four at 5 requests a second: after an hour of it the small size has room for more than 2, at first it has not."""
+    world = World(pool(start_s=120.0), surge_ratio=0.0, stable_s=30.0, flap_cost=0.0, last_s=30.0)
+    world.minutes(4, 2.0)
+    small = world.size()
+    for _ in range(8):
+        world.minutes(4, 5.0)
+        world.minutes(4, 2.0)
+    assert world.size() > small
+    even = World(pool(start_s=120.0), surge_ratio=0.0)
+    even.minutes(68, 2.0)
+    assert even.size() == small
+
+
+def test_one_jump_alone_is_no_reason_to_keep_room() -> None:
+    """What has not been seen for half an hour counts as no jump."""
+    world = World(pool(start_s=120.0), surge_ratio=0.0, stable_s=30.0, flap_cost=0.0, last_s=30.0)
+    world.minutes(4, 2.0)
+    small = world.size()
+    world.minutes(4, 5.0)
+    world.minutes(4, 2.0)
+    assert world.size() == small
 
 
 def test_targets_that_go_on_being_missed_overrule_the_arithmetic() -> None:

@@ -40,6 +40,14 @@ def test_a_ramp_is_a_slope(seed: int) -> None:
     assert found.rate == pytest.approx(7.5, rel=0.1)
 
 
+def test_a_slope_counts_as_far_as_it_is_sure() -> None:
+    """Of six noisy counts a line is seen where noise makes it steeper: on average its standard error makes up for that."""
+    slopes = [seen(lambda at: 1.0 + at / 50.0, 90.0, seed).slope for seed in range(60)]
+    found = [slope for slope in slopes if slope > 0.0]
+    assert len(found) > 30
+    assert float(np.mean(found)) < 1.0 / 50.0
+
+
 def test_bursts_are_noise_where_all_traffic_comes_in_bursts() -> None:
     """The variance of counts is learned from neighbours: what comes by twenties does not look like steps."""
     rng = np.random.default_rng(1)
