@@ -13,7 +13,7 @@ from penstock_autoscaler.decide import Resized, bounds_of, hold_s, late, resize
 from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.demand import LEAST_REQUESTS, Demand, backlog
 from penstock_autoscaler.forecast import Forecast, forecast
-from penstock_autoscaler.memory import Fared, Memory, Promise, Wanted, decode, encode
+from penstock_autoscaler.memory import MOST_SHORTFALLS, Fared, Memory, Promise, Wanted, decode, encode
 from penstock_autoscaler.observation import Observation, Phase
 from penstock_autoscaler.ports import WhatIf
 from penstock_autoscaler.sample import Sample, sample
@@ -25,8 +25,6 @@ from penstock_autoscaler.trend import Trend, trend
 _PRIOR_REQUESTS = 500.0
 MEASURED_S = 60.0
 """Attainment is measured over so long."""
-_LEAST_SHORTFALLS = 120
-"""Decisions of which so many have not been made yet count as if the forecast had sufficed."""
 _HASTE, _CHEAPEST, _DEAREST = 3.0, 1.4, 0.4
 """How what a replica must be worth follows from allowed ÷ actual misses: its power, and the ends."""
 
@@ -167,7 +165,7 @@ class Scaler:
         self.memory.fared = [*recent, Fared(traffic.until_s, fared)]
 
     def _remember(self, seen: Observation, sizes: dict[str, int]) -> None:
-        longest_s = max(self._settings.last_s, *(hold_s(pool, self._settings) for pool in seen.pools)) + 2.0 * self._settings.period_s
+        longest_s = max([self._settings.last_s, *(hold_s(pool, self._settings) for pool in seen.pools)]) + 2.0 * self._settings.period_s
         self.memory.wanted = [*(one for one in self.memory.wanted if one.at_s > seen.now_s - longest_s), Wanted(seen.now_s, sizes)]
 
     def _forecast(self, seen: Observation, trending: Trend) -> Forecast:
@@ -185,7 +183,7 @@ class Scaler:
         surge = expected * settings.surge_ratio * min(1.0, start_s / SURGE_S)
         worth = settings.worth_factor * (1.0 - seen.target.attainment_ratio)
         before = self.memory.shortfalls
-        unseen = [0.0] * (_LEAST_SHORTFALLS - len(before))
+        unseen = [0.0] * (MOST_SHORTFALLS - len(before))  # what has not been decided yet counts as if the forecast had sufficed
         return max(surge, float(np.quantile([*unseen, *before], max(0.0, 1.0 - worth))))
 
     def _idle(self, now_s: float) -> bool:
