@@ -16,6 +16,9 @@ from penstock_simulator.what_if import Replayed
 from benchmarks.scaling_runs import Run
 from benchmarks.scaling_scenes import SCENES
 
+REPLAY_BUDGET_S = 30.0
+"""So that figures are the same on a busy machine. On an idle one decisions seldom take the second that production gives them."""
+
 
 class Penstock(Autoscaled):
     """Says its decisions."""
@@ -28,7 +31,7 @@ class Penstock(Autoscaled):
 def make(run: Run, settings: ScalerSettings | None = None) -> Penstock:
     """The Controller for a run: pools of the roles it begins with, as wide as the scene's sizes."""
     scene = SCENES[run.scene]
-    settings = settings or ScalerSettings()
+    settings = settings or ScalerSettings(replay_budget_s=REPLAY_BUDGET_S)
     profile = scene.profile if run.declared_speed == 1.0 else scene.profile.at_speed(run.declared_speed)
     sizes = {Role.BOTH: run.size.both, Role.PREFILL: run.size.prefill, Role.DECODE: run.size.decode}
     pools = [

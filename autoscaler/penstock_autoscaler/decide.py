@@ -64,17 +64,13 @@ def resize(
     waiting = False
     for pool in pools:
         name, here = pool.name, pool.desired
-        since_s = now_s - hold_s(pool, settings)
-        lately = [one.replicas.get(name, here) for one in wanted if one.at_s > since_s]
-        enough = min(here, _most(wanted, name, here, now_s - hold_s(pool, settings), settings) + 1)
-        last = min(here, _most(wanted, name, here, now_s - max(settings.last_s, hold_s(pool, settings)), settings))
-        desired[name] = here
-        if needed[name] > here:
-            desired[name] = needed[name]
-        elif min(enough, last) < here:
-            desired[name] = min(enough, last)
-        elif lately and lately[-1] < here:
-            waiting, smaller[name] = True, lately[-1]
+        held_s = hold_s(pool, settings)
+        would_do = wanted[-1].replicas.get(name, here) if wanted else here
+        enough = _most(wanted, name, here, now_s - held_s, settings) + 1
+        last = _most(wanted, name, here, now_s - settings.last_factor * held_s, settings)
+        desired[name] = needed[name] if needed[name] > here else min(here, enough, last)
+        if desired[name] == here > would_do:
+            waiting, smaller[name] = True, would_do
     inside = bounds.within(desired)
     if bounds.cost(inside) < bounds.cost(desired):  # what is only held gives way before what is needed
         inside = bounds.within({name: min(size, max(needed[name], bounds.least[name])) for name, size in desired.items()})

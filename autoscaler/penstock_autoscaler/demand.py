@@ -101,8 +101,10 @@ class Demand:
         memory.tried = [one for one in memory.tried if one.at_s > now_s - fresh_s]
         self.replays = 0
 
-    def sizes(self, asked: Sample, rate: float, pools: Sequence[Pool], slo: Slo, bounds: Bounds, goal: Goal) -> Found:
-        """The fewest accelerators of which each is worth it at that rate."""
+    def sizes(
+        self, asked: Sample, rate: float, pools: Sequence[Pool], slo: Slo, bounds: Bounds, goal: Goal, near: Mapping[str, int] | None = None
+    ) -> Found:
+        """The fewest accelerators of which each is worth it at that rate; `near`: sizes to look around, None: what the bound says."""
         means = mix(asked, rate)
         bound, floor = fluid(means, pools, slo), fluid(means, pools, slo, FULL_RATIO)
         bounds = msgspec.structs.replace(
@@ -117,7 +119,7 @@ class Demand:
         def trial(sizes: dict[str, int]) -> Attainment | None:
             return self._known(sizes, rate, means.prompt_tokens, goal) or self._replay(sizes, pools, at_rate, rate, slo)
 
-        found = fewest(guess, pools, bounds, goal, trial)
+        found = fewest(near or guess, pools, bounds, goal, trial)
         if found.attainment_ratio is not None and found.met:
             self._correct(bound, found.sizes, bounds)
         return found

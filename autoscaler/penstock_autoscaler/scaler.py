@@ -73,9 +73,11 @@ class Scaler:
         needed = demand.sizes(asked, rate, seen.pools, slo, bounds, goal)
         kept = needed
         if any(needed.sizes[name] < here[name] for name in here):
-            kept = demand.sizes(asked, rate * (1.0 + settings.margin_ratio), seen.pools, slo, bounds, goal)
-        unchecked = self._what_if is not None and kept.attainment_ratio is None and asked.requests >= LEAST_REQUESTS
-        needed, kept = self._as_measured(seen, needed, kept, unchecked, bounds)
+            near = needed.sizes if needed.attainment_ratio is not None else None
+            kept = demand.sizes(asked, rate * (1.0 + settings.margin_ratio), seen.pools, slo, bounds, goal, near)
+        if self._what_if is not None and kept.attainment_ratio is None and asked.requests >= LEAST_REQUESTS:
+            kept = _unchecked(needed, here)
+        needed, kept = self._as_measured(seen, needed, kept, bounds)
         self._remember(
             seen, {name: min(here[name], size) if needed.sizes[name] <= here[name] else size for name, size in kept.sizes.items()}
         )
@@ -132,15 +134,14 @@ class Scaler:
         message = f"{words}: {_change(here, resized.desired)}."
         return Decision(at_s=seen.now_s, desired=resized.desired, late=late(seen, self._settings), reason=resized.reason, message=message)
 
-    def _as_measured(self, seen: Observation, needed: Found, kept: Found, unchecked: bool, bounds: Bounds) -> tuple[Found, Found]:
-        """What is predicted, corrected by what is measured: nothing shrinks while targets are missed, or where a replay should have said
-        that it may and there was no time for it; and where they go on being missed with all replicas ready, one more is needed than
-        replays say."""
+    def _as_measured(self, seen: Observation, needed: Found, kept: Found, bounds: Bounds) -> tuple[Found, Found]:
+        """What is predicted, corrected by what is measured: nothing shrinks while targets are missed; where they go on being missed with all
+        replicas ready, one more is needed than replays say."""
         allowed = 1.0 - seen.target.attainment_ratio
         lately = sum((one.attainment for one in self.memory.fared), Attainment())
         missed = 1.0 - (lately.goodput_ratio if lately.goodput_ratio is not None else 1.0)
         here = {pool.name: pool.desired for pool in seen.pools}
-        if missed > 2.0 * allowed or unchecked:
+        if missed > 2.0 * allowed:
             kept = msgspec.structs.replace(kept, sizes={name: max(size, here[name]) for name, size in kept.sizes.items()})
         settled = all(
             one.ready_s is not None and seen.now_s - one.ready_s > MEASURED_S for one in seen.replicas if one.phase is not Phase.DRAINING
@@ -165,7 +166,8 @@ class Scaler:
         self.memory.fared = [*recent, Fared(traffic.until_s, fared)]
 
     def _remember(self, seen: Observation, sizes: dict[str, int]) -> None:
-        longest_s = max([self._settings.last_s, *(hold_s(pool, self._settings) for pool in seen.pools)]) + 2.0 * self._settings.period_s
+        longest_s = max((hold_s(pool, self._settings) for pool in seen.pools), default=0.0)
+        longest_s = max(1.0, self._settings.last_factor) * longest_s + 2.0 * self._settings.period_s
         self.memory.wanted = [*(one for one in self.memory.wanted if one.at_s > seen.now_s - longest_s), Wanted(seen.now_s, sizes)]
 
     def _forecast(self, seen: Observation, trending: Trend) -> Forecast:
@@ -200,6 +202,13 @@ class Scaler:
         missed = (self.memory.missed + _PRIOR_REQUESTS * allowed) / (self.memory.counted + _PRIOR_REQUESTS)
         haste: float = (allowed / max(1e-9, missed)) ** _HASTE
         return self._settings.worth_factor * allowed * min(_CHEAPEST, max(_DEAREST, haste))
+
+
+def _unchecked(needed: Found, here: dict[str, int]) -> Found:
+    """What to keep where there was no time to replay it with the margin: one replica more instead; all, where nothing was replayed."""
+    if needed.attainment_ratio is None:
+        return msgspec.structs.replace(needed, sizes={name: max(size, here[name]) for name, size in needed.sizes.items()})
+    return msgspec.structs.replace(needed, sizes={name: max(size, min(here[name], size + 1)) for name, size in needed.sizes.items()})
 
 
 def _unchanged(seen: Observation, reason: Reason, message: str, *, valid: bool = True) -> Decision:

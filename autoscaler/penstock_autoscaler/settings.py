@@ -23,8 +23,8 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A pool shrinks only after its smaller size would have done for so long."""
     flap_cost: float = 0.75
     """And for at least so many times its start-up time: what giving up a replica and starting it again wastes."""
-    last_s: float = 180.0
-    """One replica more than would do stays for so long: that much replays may be wrong, and traffic may rise."""
+    last_factor: float = 2.0
+    """One replica more than would do stays for so many times as long: that much replays may be wrong, and traffic may rise."""
     surge_ratio: float = 0.1
     """Room for more traffic than is forecast, where a start takes SURGE_S or longer; for shorter ones it is less in proportion."""
     recover_s: float = 60.0

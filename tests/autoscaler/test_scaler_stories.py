@@ -8,8 +8,9 @@ import pytest
 from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.observation import Target
 from penstock_autoscaler.ports import Answer
+from penstock_autoscaler.sample import Sample
 from penstock_core.endpoint import Role
-from penstock_core.slo import Slo
+from penstock_core.slo import Attainment, Slo
 
 from tests.autoscaler.scaling_world import PERIOD_S, World, pool
 
@@ -32,7 +33,7 @@ def test_a_burst_is_answered_at_once_and_by_as_many_as_it_needs() -> None:
 
 
 def test_after_the_burst_it_shrinks_once_the_pause_has_lasted_and_the_last_one_later() -> None:
-    """Not before: what is given up would have to be started again. One replica more than would do stays for three minutes."""
+    """Not before: what is given up would have to be started again. One replica more than would do stays for twice as long."""
     world = World(pool(desired=8))
     world.minutes(4, 8.0)
     high = world.size()
@@ -72,6 +73,21 @@ class NoTime:
 
     def replay(self, *_: object) -> Answer:
         return Answer(None, 0.3)
+
+
+class TimeForOne:
+    """A what-if that answers the first question of a decision only: two replicas serve everybody, one serves nobody."""
+
+    def replay(self, sizes: dict[str, int], _pools: object, asked: Sample, _slo: Slo, budget_s: float) -> Answer:
+        good = asked.requests if sizes["both"] > 1 else 0
+        return Answer(Attainment(asked.requests, good, asked.requests, good) if budget_s == 1.0 else None, 0.3)
+
+
+def test_where_there_is_no_time_to_look_at_the_margin_one_more_is_kept_and_the_rest_leaves() -> None:
+    """A slow machine must not hold a fleet of eight for traffic of which it knows that two do."""
+    world = World(pool(desired=8), what_if=TimeForOne(), stable_s=90.0)
+    world.minutes(15, 1.2)
+    assert world.size() == 3
 
 
 @pytest.mark.parametrize(("rate", "size"), [(0.05, 1), (0.5, 4)])
@@ -193,7 +209,7 @@ def test_an_idle_prefill_replica_becomes_a_decode_one_instead_of_a_start() -> No
 
 def test_jumps_that_keep_coming_are_kept_ready_for() -> None:
     """Four minutes at 2, four at 5 requests a second: after an hour of it the small size has room for more than 2, at first it has not."""
-    world = World(pool(start_s=120.0), surge_ratio=0.0, stable_s=30.0, flap_cost=0.0, last_s=30.0)
+    world = World(pool(start_s=120.0), surge_ratio=0.0, stable_s=30.0, flap_cost=0.0, last_factor=1.0)
     world.minutes(4, 2.0)
     small = world.size()
     for _ in range(8):
@@ -207,7 +223,7 @@ def test_jumps_that_keep_coming_are_kept_ready_for() -> None:
 
 def test_one_jump_alone_is_no_reason_to_keep_room() -> None:
     """What has not been seen for half an hour counts as no jump."""
-    world = World(pool(start_s=120.0), surge_ratio=0.0, stable_s=30.0, flap_cost=0.0, last_s=30.0)
+    world = World(pool(start_s=120.0), surge_ratio=0.0, stable_s=30.0, flap_cost=0.0, last_factor=1.0)
     world.minutes(4, 2.0)
     small = world.size()
     world.minutes(4, 5.0)
