@@ -135,8 +135,8 @@ class Scaler:
         return Decision(at_s=seen.now_s, desired=resized.desired, late=late(seen, self._settings), reason=resized.reason, message=message)
 
     def _as_measured(self, seen: Observation, needed: Found, kept: Found, bounds: Bounds) -> tuple[Found, Found]:
-        """What is predicted, corrected by what is measured: nothing shrinks while targets are missed; where they go on being missed with all
-        replicas ready, one more is needed than replays say."""
+        """What is predicted, corrected by what is measured: nothing shrinks while targets are missed; where they go on being missed with
+        all replicas ready, one more is needed than replays say."""
         allowed = 1.0 - seen.target.attainment_ratio
         lately = sum((one.attainment for one in self.memory.fared), Attainment())
         missed = 1.0 - (lately.goodput_ratio if lately.goodput_ratio is not None else 1.0)
