@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock_cli.looking import Data
+from penstock_cli.said import said_in
 from penstock_cli.simulate import Arrivals, workload_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _LIVE = "From live windows"
 
 
 def plan(
+    context: typer.Context,
     trace: Annotated[Path | None, typer.Option(help="Mooncake-style .jsonl or Azure .csv, .zst or not.", rich_help_panel=_TRACE)] = None,
     generate: Annotated[
         str, typer.Option(help="Made-up traffic instead: KIND[:name=value,...], e.g. ramp:rate=20.", rich_help_panel=_TRACE)
@@ -86,8 +88,9 @@ def plan(
         from penstock_cli.data_folder import chosen
         from penstock_cli.plan_live import live_plan
 
-        if asked_for:
-            raise ValueError("--gpu-types, --splits and --plot need traffic; allowed: with --trace or --generate")
+        for_traffic = said_in(context, _TRACE)
+        if for_traffic:
+            raise ValueError(f"{', '.join(for_traffic)} of no use without traffic; allowed: with --trace or --generate")
         answers.show(live_plan(chosen(data), redis, model, (slo_ttft_ms, slo_itl_ms), goal, (least, most)), as_json)
         return
     slo = answers.targets((slo_ttft_ms, slo_itl_ms), DEFAULT_SLO)

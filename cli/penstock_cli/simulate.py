@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from penstock_router.policy_names import ALLOWED, parse_policy
 
+from penstock_cli.said import said_in
+
 if TYPE_CHECKING:
     from penstock_autoscaler.decision import Decision
     from penstock_simulator.autoscaled import Autoscaled
@@ -46,6 +48,7 @@ class PlotForm(StrEnum):
 
 
 def simulate(
+    context: typer.Context,
     trace: Annotated[Path | None, typer.Option(help="Mooncake-style .jsonl or Azure .csv, .zst or not.")] = None,
     generate: Annotated[str, typer.Option(help="Made-up traffic: KIND[:name=value,...], e.g. bursts:rate=20,cv=4.")] = "",
     workers: Annotated[int, typer.Option(min=0, max=1024, help="Workers that prefill and decode.")] = 0,
@@ -100,6 +103,9 @@ def simulate(
     from penstock_simulator.report import summarise
     from penstock_simulator.setup import Bookings, Setup
 
+    for_autoscaler = said_in(context, _AUTOSCALE)
+    if for_autoscaler and not autoscale:
+        raise ValueError(f"{', '.join(for_autoscaler)} of no use without the autoscaler; allowed: with --autoscale")
     workload = workload_of(trace, generate, arrivals, requests)
     loads = [workload.at_speed(one) for one in _speeds(speedup)]
     fleet = _fleet(workers, prefill, decode, mix, profile, transfer_gb_per_s)
