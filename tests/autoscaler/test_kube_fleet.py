@@ -9,6 +9,7 @@ from kube_bed import ACCOUNT, KubeBed, decided
 from penstock_autoscaler.decision import Reason
 from penstock_autoscaler.kube_api import Changed
 from penstock_autoscaler.kube_fleet import KubeFleet
+from penstock_autoscaler.kube_owners import seconds_of
 from penstock_autoscaler.observation import Phase, Start
 from penstock_autoscaler.rights import RULES
 from penstock_core.endpoint import Load, Role, StartUp, WorkerRecord
@@ -61,7 +62,7 @@ def test_a_look_gives_bounds_targets_and_replicas(bed: KubeBed, redis_url: str) 
     )
 
     async def story(fleet: KubeFleet) -> None:
-        index = RedisIndex(redis_url, bed.model)
+        index = RedisIndex(redis_url, bed.model, lease_s=600.0)
         lease = await index.register(record)
         await index.renew(lease, 1, Load(running=3, waiting=2, prefill_tokens=500, kv_used_tokens=100, kv_total_tokens=1_000))
         seen = await fleet.look(bed.now + 1_000.0)
@@ -86,7 +87,8 @@ def test_a_look_gives_bounds_targets_and_replicas(bed: KubeBed, redis_url: str) 
         assert one.start == told, "by the Pod's times and the worker's own"
         assert by_id[slow].start == Start(name=slow, engine_s=60.0), "of one that says nothing the whole is known"
         assert by_id[starting].start is by_id[leaving].start is None
-        assert bed.now + 900.0 < one.asked_s < bed.now + 1_010.0, "on the clock it was given"
+        made = accepted(bed.plane.client.get(f"/api/v1/namespaces/{bed.namespace}/pods/quick"))["metadata"]["creationTimestamp"]
+        assert one.asked_s == pytest.approx(seconds_of(made) + 1_000.0), "on the clock it was given"
         assert by_id[starting].ready_s is None
         await index.aclose()
 

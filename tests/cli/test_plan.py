@@ -73,7 +73,11 @@ def test_live_it_decides_from_the_windows_and_the_targets_of_the_model(
     """More requests than one replica can serve: more replicas, a reason, and nothing written down."""
 
     async def prepare() -> float:
-        index, windows, models = RedisIndex(redis_url, unused_model), Windows(redis_url, unused_model), ServedModels(redis_url)
+        index, windows, models = (
+            RedisIndex(redis_url, unused_model, lease_s=600.0),
+            Windows(redis_url, unused_model),
+            ServedModels(redis_url),
+        )
         try:
             await index.register(msgspec.structs.replace(make_record(1), profile=DEFAULT_PROFILE))
             await models.set_targets({unused_model: Slo(1.5, 0.03)})
@@ -114,7 +118,7 @@ def test_live_it_keeps_to_what_the_models_own_autoscaler_keeps_to(
         await models.aclose()
 
     async def awake() -> None:
-        index, windows = RedisIndex(redis_url, unused_model), Windows(redis_url, unused_model)
+        index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
         await index.register(record)
         now_s = await windows.clock()
         await windows.publish(Published("router", msgspec.structs.replace(_busy(now_s - 120.0, now_s), fits=(fit,))))
@@ -157,7 +161,7 @@ def test_live_without_windows_it_says_that_nothing_is_known(
     """No data is no decision: the size stays, and it is not valid."""
 
     async def prepare() -> None:
-        index = RedisIndex(redis_url, unused_model)
+        index = RedisIndex(redis_url, unused_model, lease_s=600.0)
         await index.register(make_record(1))
         await index.aclose()
 
