@@ -28,7 +28,7 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     surge_ratio: float = 0.1
     """Room for more traffic than is forecast, where a start takes SURGE_S or longer; for shorter ones it is less in proportion."""
     recover_s: float = 60.0
-    """Requests that wait, or will before replicas asked for now are ready, are to be served within so long, or within a start-up time."""
+    """Requests that wait are to be served within so long, or within a start-up time where that is longer."""
     worth_factor: float = 3.0
     """A replica must turn a share of what an average one serves from missing its targets to meeting them: so many times the share of
     misses that the goal allows; less while more is missed than that, and the reverse."""

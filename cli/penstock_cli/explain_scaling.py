@@ -51,7 +51,9 @@ def explained(found: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     rows = told_of(found)
     if not any(told for _, _, told in rows):
         models = ", ".join(model for model, _, _ in rows) or "any model"
-        raise PenstockError(f"no autoscaler has decided anything about {models} in the last days; `penstock up --autoscale` has one")
+        raise PenstockError(
+            f"no autoscaler has decided anything about {models} yet, or in the last days; `penstock up --autoscale` has one"
+        )
     return found, [shown(model, now_s, told) for model, now_s, told in rows if told]
 
 

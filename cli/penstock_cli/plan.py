@@ -90,7 +90,7 @@ def plan(
 
         for_traffic = said_in(context, _TRACE)
         if for_traffic:
-            raise ValueError(f"{', '.join(for_traffic)} of no use without traffic; allowed: with --trace or --generate")
+            raise ValueError(f"{', '.join(for_traffic)}: of no use without traffic; allowed: with --trace or --generate")
         answers.show(live_plan(chosen(data), redis, model, (slo_ttft_ms, slo_itl_ms), goal, (least, most)), as_json)
         return
     slo = answers.targets((slo_ttft_ms, slo_itl_ms), DEFAULT_SLO)

@@ -105,7 +105,7 @@ def simulate(
 
     for_autoscaler = said_in(context, _AUTOSCALE)
     if for_autoscaler and not autoscale:
-        raise ValueError(f"{', '.join(for_autoscaler)} of no use without the autoscaler; allowed: with --autoscale")
+        raise ValueError(f"{', '.join(for_autoscaler)}: of no use without the autoscaler; allowed: with --autoscale")
     workload = workload_of(trace, generate, arrivals, requests)
     loads = [workload.at_speed(one) for one in _speeds(speedup)]
     fleet = _fleet(workers, prefill, decode, mix, profile, transfer_gb_per_s)

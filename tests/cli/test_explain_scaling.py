@@ -66,7 +66,7 @@ def test_rows_of_another_version_are_passed_over():
 
 def test_no_autoscaler_is_said():
     """With the model, and what would start one."""
-    with pytest.raises(PenstockError, match="about m in the last days; `penstock up --autoscale`"):
+    with pytest.raises(PenstockError, match="about m yet, or in the last days; `penstock up --autoscale`"):
         explained(answer())
 
 

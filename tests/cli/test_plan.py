@@ -175,8 +175,8 @@ def test_live_without_windows_it_says_that_nothing_is_known(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--gpu-types", "polynomial-reference=1"], "--gpu-types of no use without traffic; allowed: with --trace or --generate"),
-        (["--workers", "2", "--seed", "1"], "--workers, --seed of no use without traffic"),
+        (["--gpu-types", "polynomial-reference=1"], "--gpu-types: of no use without traffic; allowed: with --trace or --generate"),
+        (["--workers", "2", "--seed", "1"], "--workers, --seed: of no use without traffic"),
         ([*TRAFFIC[1:], "--gpu-types", "nothing=1", "--splits"], "--gpu-types and --splits are given; allowed: one of them"),
         ([*TRAFFIC[1:], "--splits", "--plot", "p.png"], "--splits and --plot are given; allowed: one of them"),
         ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference"], "allowed: NAME=PRICE[*MOST]"),

@@ -109,7 +109,7 @@ def test_pictures_without_matplotlib_name_the_extra(
         ([*MADE_UP, "--mix", "2xpolynomial-reference"], "beside --workers, --prefill or --decode"),
         ([*MADE_UP, "--workers", "0", "--mix", "fast"], "mix is 'fast'; allowed: COUNTxPROFILE"),
         ([*MADE_UP, "--routers", "2", "--exchange-ms", "-1"], "exchange_s is -0.001; allowed: 0 or more"),
-        ([*MADE_UP, "--goal", "0.9", "--max", "3"], "--max, --goal of no use without the autoscaler; allowed: with --autoscale"),
+        ([*MADE_UP, "--goal", "0.9", "--max", "3"], "--max, --goal: of no use without the autoscaler; allowed: with --autoscale"),
         ([*MADE_UP, "--transfer-gb-per-s", "-3"], "transfer-gb-per-s is -3.0"),
     ],
 )

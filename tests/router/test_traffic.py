@@ -4,6 +4,7 @@ import asyncio
 import math
 import os
 import signal
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -25,6 +26,22 @@ from tests.router.conftest import refuses
 from tests.router.test_registered import SECRETS, record, start_router
 
 WINDOW_S = 0.2
+
+
+@asynccontextmanager
+async def one_worker(world, redis_url, model, **settings):
+    """A router that sees one registered worker: (its upstream, what is served, the reader of its windows, since when they count)."""
+    upstream = await world.upstream("a")
+    index, windows = RedisIndex(redis_url, model, lease_s=600.0), Windows(redis_url, model)
+    try:
+        since_s = await windows.clock()
+        await index.register(record(upstream, model))
+        served = await start_router(world, redis_url, model, **settings)
+        await world.until(lambda: len(served.live) == 1, "the worker")
+        yield upstream, served, windows, since_s
+    finally:
+        await index.aclose()
+        await windows.aclose()
 
 
 def ended(received_s: float, outcome: Outcome, **fields: float) -> Ending:
@@ -147,13 +164,7 @@ def test_what_a_router_learned_of_engines_is_told_with_its_windows(play, redis_u
     """An autoscaler reads the profile that the router places by."""
 
     async def scenario(world):
-        a = await world.upstream("a")
-        index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
-        try:
-            since_s = await windows.clock()
-            await index.register(record(a, unused_model))
-            served = await start_router(world, redis_url, unused_model, traffic_window_s=WINDOW_S)
-            await world.until(lambda: len(served.live) == 1, "the worker")
+        async with one_worker(world, redis_url, unused_model, traffic_window_s=WINDOW_S) as (_, served, windows, since_s):
             profiles, declared = served.scheduler.profiles, served.live[0].record.profile
             for batch in range(12):
                 for i in range(32):
@@ -168,9 +179,6 @@ def test_what_a_router_learned_of_engines_is_told_with_its_windows(play, redis_u
                     await asyncio.sleep(WINDOW_S / 4)
             assert [(fit.pool, fit.declared) for fit in told] == [(served.live[0].record.pool, declared.name)]
             assert declared.timed(told[0].row).prefill_s(700) == pytest.approx(3.0 * declared.prefill_s(700), rel=0.02)
-        finally:
-            await index.aclose()
-            await windows.aclose()
 
     play(scenario)
 
@@ -179,14 +187,8 @@ def test_failures_are_told_and_a_closing_router_tells_its_rest(play, redis_url, 
     """What ended just before the router closed is told with its last window, which says that no more comes."""
 
     async def scenario(world):
-        a = await world.upstream("a")
-        a.behaviour = refuses("full")
-        index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
-        try:
-            since_s = await windows.clock()
-            await index.register(record(a, unused_model))
-            served = await start_router(world, redis_url, unused_model, traffic_window_s=10.0, queue_timeout_s=0.1)
-            await world.until(lambda: len(served.live) == 1, "the worker")
+        async with one_worker(world, redis_url, unused_model, traffic_window_s=10.0, queue_timeout_s=0.1) as (a, served, windows, since_s):
+            a.behaviour = refuses("full")
             assert (await world.chat(model=unused_model)).status >= 500
             await world.router.close()
             _, window = await windows.since(since_s)
@@ -194,9 +196,6 @@ def test_failures_are_told_and_a_closing_router_tells_its_rest(play, redis_url, 
             assert (window.arrivals, window.endings, window.shed + window.failed) == (1, 1, 1)
             assert not window.ended.ok.any()
             assert served.tally is None
-        finally:
-            await index.aclose()
-            await windows.aclose()
 
     play(scenario)
 
@@ -207,13 +206,7 @@ def test_what_a_tenant_asks_for_beyond_its_quota_is_no_demand(play, redis_url, u
     keys.write_text("sk-small: {tenant: small, tokens_per_minute: 40}\n")
 
     async def scenario(world):
-        a = await world.upstream("a")
-        index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
-        try:
-            since_s = await windows.clock()
-            await index.register(record(a, unused_model))
-            served = await start_router(world, redis_url, unused_model, traffic_window_s=10.0, api_keys=str(keys))
-            await world.until(lambda: len(served.live) == 1, "the worker")
+        async with one_worker(world, redis_url, unused_model, traffic_window_s=10.0, api_keys=str(keys)) as (_, _, windows, since_s):
             headers = {"authorization": "Bearer sk-small"}
             statuses = [(await world.chat("x" * 400, model=unused_model, headers=headers)).status for _ in range(4)]
             assert statuses == [200, 429, 429, 429]
@@ -221,9 +214,6 @@ def test_what_a_tenant_asks_for_beyond_its_quota_is_no_demand(play, redis_url, u
             _, window = await windows.since(since_s)
             assert window is not None
             assert (window.arrivals, window.endings, window.shed) == (1, 1, 0)
-        finally:
-            await index.aclose()
-            await windows.aclose()
 
     play(scenario)
 
@@ -233,12 +223,7 @@ def test_redis_away_costs_windows_and_nothing_else(play, make_redis_server, unus
 
     async def scenario(world):
         server = make_redis_server()
-        a = await world.upstream("a")
-        index, windows = RedisIndex(server.url, unused_model, lease_s=600.0), Windows(server.url, unused_model)
-        try:
-            await index.register(record(a, unused_model))
-            served = await start_router(world, server.url, unused_model, traffic_window_s=WINDOW_S)
-            await world.until(lambda: len(served.live) == 1, "the worker")
+        async with one_worker(world, server.url, unused_model, traffic_window_s=WINDOW_S) as (_, served, windows, _):
             await world.chat(model=unused_model)
             os.kill(server.pid, signal.SIGSTOP)
             publisher = world.router._sources[0]._following[unused_model].traffic
@@ -252,9 +237,6 @@ def test_redis_away_costs_windows_and_nothing_else(play, make_redis_server, unus
             await world.until(lambda: not publisher._away, "Redis is back")
             await world.chat(model=unused_model)
             assert (await read_until(windows, since_s, 1, 1)).arrivals >= 1
-        finally:
-            await index.aclose()
-            await windows.aclose()
 
     play(scenario)
 
