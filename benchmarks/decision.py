@@ -20,7 +20,7 @@ from penstock_core.endpoint import Endpoint, Role, WorkerRecord
 from penstock_core.profile import DEFAULT_PROFILE
 from penstock_core.slo import Slo
 from penstock_router import kernel
-from penstock_router.scheduling import Ask, Scheduler
+from penstock_router.scheduling import Ask, Booking, Scheduler
 
 TO_REACH_US = {8: 10.0, 64: 20.0, 256: 50.0, 1_024: 150.0}
 PROMPTS = (1_024, 8_192)
@@ -55,28 +55,40 @@ def endpoint(number: int) -> Endpoint:
 def loaded(policy: str, endpoints: int, silent_s: float = 0.0) -> Scheduler:
     """A scheduler whose every endpoint decodes STREAMS streams of 200..3,000 prompt and 1..300 output tokens at START_S.
 
-    A stream has run at 9 ms a token and has lost up to 0.2 s to the prefills of others. With `silent_s` none of
-    them has had a token for that long: the worst case, in which every stream has to be looked at.
+    A stream was placed at an idle endpoint and had its first token when foretold; then it has run at 9 ms a token and has lost
+    up to 0.4 s to the prefills of others. With `silent_s` none of them has had a token for that long: the worst case, in
+    which every stream has to be looked at.
     """
     rng = Random(7)
     scheduler = Scheduler(policy, rng=rng)
     scheduler.warm_up()
     everyone = [endpoint(number) for number in range(endpoints)]
-    bookings = []
     for only in everyone:  # one alive at a time gets its streams; all are alive at the end
         scheduler.set_endpoints(
             [only if one is only else msgspec.structs.replace(one, draining=True) for one in everyone[: only.slot + 1]], 0.0
         )
-        bookings += scheduler.place([Ask(request_id="w", prompt_tokens=rng.randrange(200, 3_000), slo=SLO) for _ in range(STREAMS)], 0.0)
+        tokens_of = sorted((rng.randrange(1, 300) for _ in range(STREAMS)), reverse=True)
+        for tokens in tokens_of:
+            last_s = START_S - rng.uniform(0.0, 0.009) - silent_s
+            placed_s = last_s - 0.009 * (tokens - 1) - rng.uniform(0.2, 0.4)
+            ask = Ask(request_id="w", prompt_tokens=rng.randrange(200, 3_000), slo=SLO)
+            booking = placed(scheduler, ask, placed_s)
+            booking.first_token(foretold_s(booking, placed_s))
+            for _ in range(tokens - 1):
+                booking.token(last_s)
     scheduler.set_endpoints(everyone, 0.0)
-    for booking in bookings:
-        assert booking is not None
-        tokens, lost_s = rng.randrange(1, 300), rng.uniform(0.0, 0.2)
-        last_s = START_S - rng.uniform(0.0, 0.009) - silent_s
-        booking.first_token(last_s - 0.009 * (tokens - 1) - lost_s)
-        for _ in range(tokens - 1):
-            booking.token(last_s)
     return scheduler
+
+
+def placed(scheduler: Scheduler, ask: Ask, now: float) -> Booking:
+    booking = scheduler.place_one(ask, now)
+    assert booking is not None
+    return booking
+
+
+def foretold_s(booking: Booking, placed_s: float) -> float:
+    """When its first token is due: a router learns from what it sees, and one whose every prediction fails weighs by other branches."""
+    return placed_s + (booking.placement.ttft_s or 0.0)
 
 
 def asks_of(prompt_tokens: int, endpoints: int, count: int) -> list[Ask]:
@@ -98,17 +110,18 @@ def decision_us(scheduler: Scheduler, asks: list[Ask], clock: list[float]) -> di
         clock[0] += 1e-6  # the streams stand still meanwhile
         now = clock[0]
         t0 = time.perf_counter_ns()
-        placed = scheduler.place([ask], now)
+        made = scheduler.place([ask], now)
         t1 = time.perf_counter_ns()
-        booking = placed[0]
+        booking = made[0]
         assert booking is not None
+        first_s = foretold_s(booking, now)
         t2 = time.perf_counter_ns()
-        booking.first_token(now)
+        booking.first_token(first_s)
         t3 = time.perf_counter_ns()
         for _ in range(20):
-            booking.token(now)
+            booking.token(first_s)
         t4 = time.perf_counter_ns()
-        booking.done(now)
+        booking.done(first_s)
         t5 = time.perf_counter_ns()
         times["place"].append(t1 - t0)
         times["first_token"].append(t3 - t2)
