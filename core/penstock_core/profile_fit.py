@@ -19,6 +19,8 @@ from penstock_core.profile import EngineProfile, is_finite_positive
 Floats = NDArray[np.float64]
 
 LEAST_RESIDUALS = 200
+LEAST_WHERE_WRONG = 48
+"""Where what is declared is off by more than a fit may be, so few do."""
 MOST_RESIDUALS = 512
 WIDEST_INTERVAL_RATIO = 0.30
 """An interval wider than this share of the estimate means: use the declared profile."""
@@ -31,6 +33,8 @@ _BETTER, _BETTER_BY = 0.9, 0.02
 _NEWEST = 32
 _DRIFTED = 2.0
 """Half of the newest residuals beyond so many half-widths: the engine has changed, and what is older is forgotten."""
+_SINGLY = 32
+"""The first samples are learned from one by one."""
 _KEPT_INFORMATION = 0.02
 _BOUNDS = (0.1, 10.0)
 """Fitted over declared seconds, anywhere in the range of the features; outside a fit is not used."""
@@ -128,6 +132,14 @@ class Fit:
 
     def learn(self, features: Floats, seconds: Floats) -> None:
         """Take in a batch: features of shape (n, k), declared seconds first; seconds of shape (n,), finite and positive."""
+        if self.samples < _SINGLY:  # else what is declared would be judged by in a whole batch of residuals
+            for at in range(len(seconds)):
+                self._learn(features[at : at + 1], seconds[at : at + 1])
+        else:
+            self._learn(features, seconds)
+        self._judge()
+
+    def _learn(self, features: Floats, seconds: Floats) -> None:
         estimate = features @ self.theta
         error = (seconds - estimate) / np.maximum(estimate, 0.1 * seconds)
         self._residuals = np.append(self._residuals, np.abs(error))[-MOST_RESIDUALS:]  # each before learning from it
@@ -144,7 +156,6 @@ class Fit:
         self._information = fade * self._information + (rows * weights[:, None]).T @ rows
         self._moment = fade * self._moment + rows.T @ (weights * targets)
         self.theta = np.linalg.solve(self._prior + self._information, self._prior_moment + self._moment) / self._scale
-        self._judge()
 
     def _forget_if_drifted(self) -> None:
         if len(self._residuals) < LEAST_RESIDUALS or float(np.median(self._residuals[-_NEWEST:])) <= _DRIFTED * self._half_width:
@@ -157,12 +168,16 @@ class Fit:
 
     def _judge(self) -> None:
         """Whether the fit is used from now on, and why."""
-        if len(self._residuals) < LEAST_RESIDUALS:
+        known = len(self._residuals)
+        if known < LEAST_WHERE_WRONG:
             self._half_width = self._declared_half_width = np.inf
-            self.in_force, self.why = False, f"{len(self._residuals)} of {LEAST_RESIDUALS} samples"
+            self.in_force, self.why = False, f"{known} of {LEAST_RESIDUALS} samples"
             return
         self._half_width = _quantile(self._residuals, COVERAGE)
         self._declared_half_width = _quantile(self._declared_residuals, COVERAGE)
+        if known < LEAST_RESIDUALS and 2.0 * self._declared_half_width <= WIDEST_INTERVAL_RATIO:
+            self.in_force, self.why = False, f"{known} of {LEAST_RESIDUALS} samples"
+            return
         ratios = (self._grid @ self.theta) / self._grid[:, 0]
         interval, declared = 2.0 * self._half_width, 2.0 * self._declared_half_width
         needed = declared if self.in_force else min(declared * _BETTER, declared - _BETTER_BY)
@@ -175,17 +190,26 @@ class Fit:
         else:
             self.in_force, self.why = True, f"interval {interval:.0%} against {declared:.0%} of what is declared"
 
+    @property
+    def known(self) -> bool:
+        """Whether enough was measured to say how right the declared profile is."""
+        return self.in_force or len(self._residuals) >= LEAST_RESIDUALS
+
+    @property
+    def scale(self) -> float:
+        """Fitted ÷ declared seconds, mean over the range of the features."""
+        return float(np.mean((self._grid @ self.theta) / self._grid[:, 0]))
+
     def state(self) -> FitState:
         """For people and metrics."""
         known = np.isfinite(self._half_width)
-        scale = float(np.mean((self._grid @ self.theta) / self._grid[:, 0]))
         return FitState(
             self.samples,
             self.in_force,
             self.why,
             2.0 * float(self._half_width) if known else None,
             2.0 * float(self._declared_half_width) if known else None,
-            scale,
+            self.scale,
         )
 
 

@@ -8,6 +8,7 @@ accelerator, a noisy neighbour) gets the coefficients times a factor of its own.
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from penstock_core import profile as pc
 from penstock_core.endpoint import Endpoint
 from penstock_core.profile import EngineProfile, is_finite_positive
-from penstock_core.profile_fit import FitState, FittedProfile, Passes, PoolFit
+from penstock_core.profile_fit import Fit, FitState, FittedProfile, Passes, PoolFit
 
 from penstock_router import columns as col
 from penstock_router.beliefs import Beliefs
@@ -33,8 +34,8 @@ _LEAST_PASSES = 64
 _APART, _ALIKE = math.log(1.15), math.log(1.08)
 """How far from its class an endpoint must be to get one, and how near to lose it."""
 _FURTHEST = math.log(10.0)
-_TIMES = (*range(pc.PREFILL_CONSTANT, pc.PREFILL_PAIR + 1), pc.DECODE_FLOOR, *range(pc.DECODE_SMALL, pc.DECODE_LARGE + 4),
-          *range(pc.FIRST_KNOT + 1, pc.COEFFICIENTS, 2))  # fmt: skip
+_PREFILL_TIMES = [*range(pc.PREFILL_CONSTANT, pc.PREFILL_PAIR + 1), *range(pc.FIRST_KNOT + 1, pc.COEFFICIENTS, 2)]
+_DECODE_TIMES = [pc.DECODE_FLOOR, *range(pc.DECODE_SMALL, pc.DECODE_LARGE + 4)]
 """Coefficients that are seconds of computing."""
 
 
@@ -150,9 +151,12 @@ class FittedProfiles:
         if now - self._learned_s < _LEARN_EVERY_S:
             return
         self._learned_s = now
+        ready = [one for one in self._classes.values() if fitted and len(one.seen) >= _BATCH]
+        for one in ready:
+            self._learn(one)
         for one in self._classes.values():
-            if fitted and len(one.seen) >= _BATCH:
-                self._learn(one)
+            if ready:
+                self._write_profiles(one)
             self._write_residuals(one, list(one.rows))
 
     def _write_residuals(self, one: _Class, rows: list[int]) -> None:
@@ -173,16 +177,29 @@ class FittedProfiles:
         one.fit.learn([seen._replace(seconds=seen.seconds / one.rows[r].factor) for r, seen in one.seen])
         one.seen.clear()
         self.learned += 1
+
+    def _write_profiles(self, one: _Class) -> None:
+        """Give the class's rows what is in force."""
         coefficients = one.fit.coefficients()
-        fitted = not np.array_equal(coefficients, one.coefficients, equal_nan=True)
+        coefficients[_PREFILL_TIMES] *= self._hoped(one, lambda fit: fit.prefill)
+        coefficients[_DECODE_TIMES] *= self._hoped(one, lambda fit: fit.decode)
+        changed = not np.array_equal(coefficients, one.coefficients, equal_nan=True)
         one.coefficients = coefficients
         known = [pace.log_ratio for pace in one.rows.values() if pace.passes >= _LEAST_PASSES]
         usual = statistics.median(known) if known else 0.0
         for r, pace in one.rows.items():
-            if pace.decide(usual) or fitted:
+            if pace.decide(usual) or changed:
                 own = coefficients.copy()
-                own[list(_TIMES)] *= pace.factor
+                own[_PREFILL_TIMES + _DECODE_TIMES] *= pace.factor
                 self._beliefs.replace_profile(r, own)
+
+    def _hoped(self, one: _Class, phase: Callable[[FittedProfile], Fit]) -> float:
+        """What the seconds declared for a class of which little was measured are multiplied by: where the others are faster than declared,
+        it is taken to be, too. Believed to be slow it would get no requests that show that it is not."""
+        if phase(one.fit).known:
+            return 1.0
+        measured = [phase(other.fit) for other in self._classes.values() if other.rows and phase(other.fit).known]
+        return round(min(1.0, statistics.median(fit.scale if fit.in_force else 1.0 for fit in measured)), 2) if measured else 1.0
 
     def _state(self, one: _Class) -> ClassState:
         prefill, decode, ttft = one.fit.prefill.state(), one.fit.decode.state(), self._known(one).state(one.residuals.known)

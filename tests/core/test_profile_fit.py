@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from penstock_core import profile as pc
 from penstock_core.profile import PROFILES, EngineProfile
-from penstock_core.profile_fit import LEAST_RESIDUALS, FittedProfile, Passes
+from penstock_core.profile_fit import LEAST_RESIDUALS, LEAST_WHERE_WRONG, FittedProfile, Passes
 
 
 def prefill(engine: EngineProfile, rng: np.random.Generator, factor: float, noise: float, most: int = 8_000) -> Passes:
@@ -61,12 +61,24 @@ def test_an_engine_of_another_shape_is_learned() -> None:
 
 
 def test_too_few_samples_leave_the_declared_profile() -> None:
-    """A guess from a handful of samples is not used, and says why."""
+    """A guess from a handful of samples, or from some where what is declared is nearly right, is not used, and says why."""
+    for samples, factor in ((LEAST_WHERE_WRONG - 16, 2.0), (LEAST_RESIDUALS - 40, 1.1)):
+        fit = FittedProfile(PROFILES["qwen3-32b-h100x2"])
+        feed(fit, samples, factor)
+        assert not fit.prefill.in_force
+        assert f"of {LEAST_RESIDUALS} samples" in fit.prefill.why
+        assert np.array_equal(fit.coefficients(), fit.declared.coefficients())
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_what_is_plainly_wrong_is_left_after_a_few_samples(factor: float) -> None:
+    """Half the declared seconds, or twice: an endpoint taken to be slow gets few requests to show that it is not."""
     fit = FittedProfile(PROFILES["qwen3-32b-h100x2"])
-    feed(fit, LEAST_RESIDUALS - 40, 2.0)
-    assert not fit.prefill.in_force
-    assert f"of {LEAST_RESIDUALS} samples" in fit.prefill.why
-    assert np.array_equal(fit.coefficients(), fit.declared.coefficients())
+    feed(fit, LEAST_WHERE_WRONG + 16, factor)
+    assert fit.prefill.in_force
+    assert fit.decode.in_force
+    assert fit.prefill_s(1_000) == pytest.approx(factor * fit.declared.prefill_s(1_000), rel=0.05)
+    assert fit.decode_s(20, 40_000) == pytest.approx(factor * fit.declared.decode_s(20, 40_000), rel=0.05)
 
 
 def test_a_declared_profile_that_is_right_stays() -> None:
