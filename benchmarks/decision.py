@@ -71,7 +71,7 @@ def loaded(policy: str, endpoints: int, silent_s: float = 0.0) -> Scheduler:
         for tokens in tokens_of:
             last_s = START_S - rng.uniform(0.0, 0.009) - silent_s
             placed_s = last_s - 0.009 * (tokens - 1) - rng.uniform(0.2, 0.4)
-            ask = Ask(request_id="w", prompt_tokens=rng.randrange(200, 3_000), slo=SLO)
+            ask = Ask(prompt_tokens=rng.randrange(200, 3_000), slo=SLO)
             booking = placed(scheduler, ask, placed_s)
             booking.first_token(foretold_s(booking, placed_s))
             for _ in range(tokens - 1):
@@ -94,11 +94,11 @@ def foretold_s(booking: Booking, placed_s: float) -> float:
 def asks_of(prompt_tokens: int, endpoints: int, count: int) -> list[Ask]:
     rng = np.random.default_rng(11)
     asks = []
-    for number in range(count):
+    for _ in range(count):
         slots = np.sort(rng.choice(endpoints, max(1, endpoints // 4), replace=False)).astype(np.uint16)
         chunks = rng.integers(1, int(prompt_tokens / CHUNK_TOKENS), len(slots)).astype(np.int32)
         hits = SimpleNamespace(slots=slots, chunks=chunks)
-        asks.append(Ask(request_id=str(number), prompt_tokens=prompt_tokens, tokens_per_chunk=CHUNK_TOKENS, hits=hits, slo=SLO))
+        asks.append(Ask(prompt_tokens=prompt_tokens, tokens_per_chunk=CHUNK_TOKENS, hits=hits, slo=SLO))
     return asks
 
 

@@ -139,7 +139,7 @@ def world(policy: str, workers: int, held: int, folder: Path) -> tuple[Router, S
     now = asyncio.get_running_loop().time()
     served.set_endpoints(endpoints, now)
     for _ in range(held * workers):
-        booking = served.scheduler.place((Ask(request_id="held", prompt_tokens=1000),), now)[0]
+        booking = served.scheduler.place((Ask(prompt_tokens=1000),), now)[0]
         assert booking is not None
         booking.first_token(now)
     upstreams(router, endpoints)
@@ -160,7 +160,7 @@ def pieces(router: Router, served: Served, body_bytes: int) -> dict[str, Callabl
     chat, start = parse(PATH, body), start_bytes()
     keys = chunk_keys(chat.canonical, start, 0, served.chunk_bytes, MOST_CHUNKS)
     hits, _ = served.cache.find(keys)
-    ask = Ask(request_id="0", prompt_tokens=1000, hits=hits, max_tokens=64)
+    ask = Ask(prompt_tokens=1000, hits=hits, max_tokens=64)
     head = [(b"host", b"127.0.0.1"), (b"authorization", b"Bearer " + API_KEY.encode()), (b"content-type", b"application/json")]
     answer_head, answer = UNARY.split(b"\r\n\r\n")
     facts = dict(line.split(b": ", 1) for line in answer_head.split(b"\r\n")[1:])[FACTS_HEADER]

@@ -227,7 +227,6 @@ class Books:
 
 def _asked(placed: Placed) -> Ask:
     return Ask(
-        request_id="",
         prompt_tokens=placed.prompt_tokens,
         max_tokens=placed.max_tokens,
         length_class=placed.length_class,

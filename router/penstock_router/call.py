@@ -85,7 +85,6 @@ class Call:
     headers: EncodedHeaders  # sent on with each leg
     salt = b""
     priority = 0
-    session: str | None = None
     explain = False
     admitted = False
     tallied = False  # its arrival was noted, so its end will be

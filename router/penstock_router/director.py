@@ -153,7 +153,7 @@ class Director:
         served, adapter = found
         call.served = served
         call.slo = slo_of(head, served.slo)
-        call.explain, call.session = head.explain, head.session
+        call.explain = head.explain
         call.prompt_tokens = max(1, int(len(call.chat.canonical) * served.ratio.value))
         if tenant.tokens_per_minute:
             call.charged_tokens = call.prompt_tokens + served.lengths.expected_tokens(None, call.chat.max_tokens)
@@ -197,7 +197,6 @@ class Director:
         if call.salt and served.ours and not self._secrets.fleet_token:
             raise Ended(Outcome.FORBIDDEN, "the tenant is isolated, which needs the fleet's token; allowed: tenants without isolation")
         return Ask(
-            request_id=call.request_id.decode("ascii"),
             prompt_tokens=call.prompt_tokens,
             tokens_per_chunk=served.chunk_bytes * served.ratio.value,
             hits=hits,
@@ -208,7 +207,6 @@ class Director:
             undivided=chat.undivided,
             capability=capability,
             adapter=adapter,
-            session=call.session,
             explain=self._keeps_candidates(served) or call.explain,
         )
 

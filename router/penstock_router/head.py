@@ -14,11 +14,8 @@ from penstock_dataplane.wire import EncodedHeaders, HeaderList, encode_headers
 from penstock_router.call import Ended
 
 _MOST_ID_BYTES = 128
-_MOST_SESSION_BYTES = 256
 _PASSED_ON = (b"user-agent", b"traceparent", b"tracestate", b"baggage", b"anthropic-version", b"anthropic-beta")
-_STEERING = frozenset(
-    {b"x-penstock-priority", b"x-penstock-session", b"x-penstock-explain", b"x-penstock-slo-ttft-ms", b"x-penstock-slo-itl-ms"}
-)
+_STEERING = frozenset({b"x-penstock-priority", b"x-penstock-explain", b"x-penstock-slo-ttft-ms", b"x-penstock-slo-itl-ms"})
 _MARKING = frozenset(_PASSED_ON)
 
 
@@ -29,7 +26,6 @@ class Head(msgspec.Struct, frozen=True):
     authorization: bytes | None
     forwarded: EncodedHeaders
     priority: bytes | None = None
-    session: str | None = None
     explain: bool = False
     ttft_ms: bytes | None = None
     itl_ms: bytes | None = None
@@ -48,13 +44,12 @@ def read_head(headers: HeaderList, rng: Random, *, forward_authorization: bool) 
         forwarded = EncodedHeaders(forwarded + encode_headers([(name, named[name]) for name in names if name in named]))
     if _STEERING.isdisjoint(named):
         return Head(request_id, authorization, forwarded)
-    get, session = named.get, named.get(b"x-penstock-session")
+    get = named.get
     return Head(
         request_id,
         authorization,
         forwarded,
         get(b"x-penstock-priority"),
-        session[:_MOST_SESSION_BYTES].decode("latin-1") if session else None,
         get(b"x-penstock-explain") == b"1",
         get(b"x-penstock-slo-ttft-ms"),
         get(b"x-penstock-slo-itl-ms"),

@@ -53,7 +53,6 @@ class Held(Protocol):
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """What the scheduler needs to know of one request."""
 
-    request_id: str
     prompt_tokens: int
     """Estimate of n; at least 1 is assumed."""
     tokens_per_chunk: float = 64.0
@@ -73,7 +72,6 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Place on one endpoint that prefills and decodes (no connector, or after a failed prefill leg)."""
     capability: str = "chat"
     adapter: str = ""
-    session: str | None = None
     excluded: frozenset[str] = frozenset()
     """Endpoint ids already tried."""
     explain: bool = False

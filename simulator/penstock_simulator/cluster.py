@@ -172,7 +172,6 @@ class Cluster:
         prompt = int(self._cells[request * fl.LEG + fl.PROMPT])
         most = self._setup.max_tokens[request] if self._setup.max_tokens else None
         return Ask(
-            request_id="",
             prompt_tokens=prompt,
             max_tokens=most,
             length_class=self._setup.kinds[request] if self._setup.kinds else class_of("chat", "", False, most, prompt),

@@ -68,7 +68,7 @@ class Builders:
 
     @staticmethod
     def ask(prompt_tokens: int = 500, **fields: Any) -> Ask:
-        return Ask(request_id=fields.pop("request_id", "r"), prompt_tokens=prompt_tokens, **fields)
+        return Ask(prompt_tokens=prompt_tokens, **fields)
 
     @staticmethod
     def counts(scheduler: Scheduler) -> dict[str, float]:

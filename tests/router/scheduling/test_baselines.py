@@ -46,7 +46,7 @@ def scheduler(scale: float, roles: tuple[Role, ...] = (Role.BOTH, Role.BOTH)) ->
 
 
 def placed(made: Scheduler, tokens: int, now: float, hit_blocks: int = 0, explain: bool = False) -> Booking:
-    ask = Ask(request_id="r", prompt_tokens=tokens, hits=Holders(hit_blocks) if hit_blocks else None, explain=explain)
+    ask = Ask(prompt_tokens=tokens, hits=Holders(hit_blocks) if hit_blocks else None, explain=explain)
     booking = made.place([ask], now)[0]
     assert booking is not None
     return booking

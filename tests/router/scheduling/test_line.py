@@ -35,7 +35,7 @@ class Story:
     def come(
         self, now: float, *, tenant: str = "t", priority: int = 0, tokens: int = PROMPT, weight: float = 1.0, slo: Slo = SLO
     ) -> Waiting:
-        ask = Ask(request_id="r", prompt_tokens=tokens, slo=slo, max_tokens=16)
+        ask = Ask(prompt_tokens=tokens, slo=slo, max_tokens=16)
         one = Waiting(ask, Claim(tenant, weight, priority), now)
         self.line.arrive((one,), now)
         self.came.append(one)
