@@ -9,21 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock_core.errors import PenstockError
-
+from penstock_cli.extras import needing
 from penstock_cli.settings import parse_settings
-
-
-class NotInstalled(PenstockError):
-    """The Kubernetes client is not there."""
 
 
 def run_from_settings(config: Path | None, settings: dict[str, Any], others: Sequence[str]) -> int:
     """Run an autoscaler until it is told to end; gives its exit status. Raises ConfigError, NotInstalled or ScaleFailed."""
-    try:
+    with needing("operator"):
         from penstock_autoscaler.process import serve_autoscaler
-    except ImportError as error:
-        raise NotInstalled(f"{error.name} is not installed; install penstock[operator]") from None
     from penstock_autoscaler.config import load_config, load_secrets
     from penstock_simulator.what_if import Replayed, warm_up
 

@@ -11,30 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock_core.errors import PenstockError
-
+from penstock_cli.extras import needing
 from penstock_cli.settings import parse_settings
-
-
-class NotInstalled(PenstockError):
-    """The operator's libraries are not there."""
 
 
 def run_from_settings(config: Path | None, settings: dict[str, Any], others: Sequence[str]) -> int:
     """Run an operator until it is told to end; gives its exit status. Raises ConfigError or NotInstalled."""
-    try:
+    with needing("operator"):
         from penstock_operator.config import load_config, load_secrets
         from penstock_operator.process import serve_operator
-    except ImportError as error:
-        raise NotInstalled(f"{error.name} is not installed; install penstock[operator]") from None
     return serve_operator(load_config(config, {**settings, **parse_settings(others)}), load_secrets(os.environ))
 
 
 def fill_secret(kubeconfig: str, namespace: str, name: str) -> None:
     """Give the installation's Secret random values where it has none. Raises NotInstalled or NotFilled."""
-    try:
+    with needing("operator"):
         from penstock_operator.own_secret import fill_with
-    except ImportError as error:
-        raise NotInstalled(f"{error.name} is not installed; install penstock[operator]") from None
     drawn = asyncio.run(fill_with(kubeconfig, namespace, name))
     sys.stdout.write(f"Secret {name}: {', '.join(drawn) + ' made' if drawn else 'nothing was missing'}\n")
