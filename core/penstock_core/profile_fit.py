@@ -226,6 +226,11 @@ class FittedProfile:
         steps = zip(streams.ravel().tolist(), (share * declared.kv_tokens).ravel().tolist(), strict=True)
         self.decode = Fit(np.array([self._decode_features(1, b, c) for b, c in steps]))
 
+    @property
+    def known(self) -> bool:
+        """Whether, of all that has been measured at all, enough was measured."""
+        return all(fit.known or not fit.samples for fit in (self.prefill, self.decode))
+
     def learn(self, seen: Sequence[Passes]) -> bool:
         """Take in measured passes; whether `coefficients` may have changed. Absurd ones (not finite, not positive) are passed over."""
         decodes = [one for one in seen if not one.prefills and is_finite_positive(one.seconds)]

@@ -192,15 +192,15 @@ class Beliefs:
 
     def report(self, r: int, load: Load, now: float) -> bool:
         """Take a load report; True when beliefs that disagreed for longer than a report period were corrected by it."""
-        row = self.rows[r]
-        row[col.KV_REPORTED] = load.kv_used_tokens
+        cells, base = self.row_cells, r * col.ROW
+        cells[base + col.KV_REPORTED] = load.kv_used_tokens
         if load.kv_total_tokens:
-            row[col.KV_TOTAL] = load.kv_total_tokens
+            cells[base + col.KV_TOTAL] = load.kv_total_tokens
         kernel.advance(self.rows, r, now)
-        waiting = row[col.BOOKED] + row[col.FOREIGN_PROMPT] - row[col.COMPUTED]
-        running = row[col.RUNNING] + row[col.FOREIGN_STREAMS]
+        waiting = cells[base + col.BOOKED] + cells[base + col.FOREIGN_PROMPT] - cells[base + col.COMPUTED]
+        running = cells[base + col.RUNNING] + cells[base + col.FOREIGN_STREAMS]
         believed = self._believed[r]
-        _note(believed, float(waiting), float(running), now)
+        _note(believed, waiting, running, now)
         if _agrees(believed, load):
             self._disagree_since[r] = None
             return False
@@ -212,7 +212,7 @@ class Beliefs:
             return False
         self._disagree_since[r] = None
         believed.clear()
-        self._follow(row, load, now)
+        self._follow(self.rows[r], load, now)
         return True
 
     @staticmethod
@@ -259,6 +259,9 @@ def _agrees(believed: "deque[_Believed]", load: Load) -> bool:
     """Whether the report is near something believed lately: it may be late, or have overtaken another."""
     told = load.running + load.waiting
     tokens, streams = max(_TOLERANCE_TOKENS, _TOLERANCE * load.prefill_tokens), max(_TOLERANCE_STREAMS, _TOLERANCE * told)
+    newest = believed[-1]
+    if abs(newest.most_waiting - load.prefill_tokens) <= tokens and abs(newest.most_running - told) <= streams:
+        return True  # mostly
     return (
         min(one.least_waiting for one in believed) - tokens <= load.prefill_tokens <= max(one.most_waiting for one in believed) + tokens
         and min(one.least_running for one in believed) - streams <= told <= max(one.most_running for one in believed) + streams

@@ -24,8 +24,13 @@ from penstock_router.residuals import ResidualState, TtftResiduals
 
 _BATCH = 32
 _MOST_KEPT = 64
-"""Measurements kept until the next batch; with more the newest are passed over, so that learning costs the same at any rate."""
+"""Measurements kept until the next batch; with more the newest are passed over, so that learning costs the same at any rate.
+
+Once a declared profile has been found right, or wrong, only a change of its engines is news: a batch is of so many then, and the fit
+learns from the newest _BATCH."""
 _LEARN_EVERY_S = 0.25
+_WORTH_TELLING = 0.01
+"""Rows follow the deviation of predictions when it has changed by this share."""
 _MOST_CLASSES = 64
 """With so many, those without endpoints are dropped before another one comes."""
 _NEWEST_WEIGHT = 0.02
@@ -84,7 +89,7 @@ _WORTH_WRITING = 0.01
 
 
 class _Class:
-    __slots__ = ("coefficients", "fit", "pool", "residuals", "rows", "seen")
+    __slots__ = ("coefficients", "fit", "pool", "residuals", "rows", "seen", "told_sigma", "told_slip_s")
 
     def __init__(self, pool: str, declared: EngineProfile) -> None:
         self.pool = pool
@@ -93,6 +98,7 @@ class _Class:
         self.rows: dict[int, _Pace] = {}
         self.seen: list[tuple[int, Passes]] = []
         self.residuals = TtftResiduals()
+        self.told_slip_s = self.told_sigma = math.inf  # the deviation that the rows have
 
 
 class FittedProfiles:
@@ -121,7 +127,7 @@ class FittedProfiles:
         one.rows[r] = _Pace()
         self._class_of[r] = one
         self._beliefs.replace_profile(r, one.coefficients)
-        self._write_residuals(one, [r])
+        self._write_residuals(one)
 
     def leave(self, r: int) -> None:
         """Row r is nobody's, or another's from now on."""
@@ -151,19 +157,22 @@ class FittedProfiles:
         if now - self._learned_s < _LEARN_EVERY_S:
             return
         self._learned_s = now
-        ready = [one for one in self._classes.values() if fitted and len(one.seen) >= _BATCH]
+        ready = [one for one in self._classes.values() if fitted and len(one.seen) >= (_MOST_KEPT if one.fit.known else _BATCH)]
         for one in ready:
             self._learn(one)
         for one in self._classes.values():
             if ready:
                 self._write_profiles(one)
-            self._write_residuals(one, list(one.rows))
+            known = self._known(one)
+            if abs(known.slip_s / one.told_slip_s - 1.0) + abs(known.sigma / one.told_sigma - 1.0) > _WORTH_TELLING:
+                self._write_residuals(one)
 
-    def _write_residuals(self, one: _Class, rows: list[int]) -> None:
-        """Give rows of the class the deviation in force: its own, or all the model's until there are errors enough."""
-        known = self._known(one)
-        self._beliefs.rows[rows, col.SLIP_S] = known.slip_s
-        self._beliefs.rows[rows, col.SIGMA] = known.sigma
+    def _write_residuals(self, one: _Class) -> None:
+        """Give the rows of the class the deviation in force: its own, or all the model's until there are errors enough."""
+        known, rows = self._known(one), list(one.rows)
+        one.told_slip_s, one.told_sigma = known.slip_s, known.sigma
+        self._beliefs.rows[rows, col.SLIP_S] = one.told_slip_s
+        self._beliefs.rows[rows, col.SIGMA] = one.told_sigma
 
     def _known(self, one: _Class) -> TtftResiduals:
         return one.residuals if one.residuals.known else self.residuals
@@ -174,7 +183,8 @@ class FittedProfiles:
             if is_finite_positive(took) and is_finite_positive(expected):
                 one.rows[r].observe(math.log(took / expected))
         # What the class learns from is what its usual endpoint would have taken.
-        one.fit.learn([seen._replace(seconds=seen.seconds / one.rows[r].factor) for r, seen in one.seen])
+        newest = one.seen[-_BATCH:] if one.fit.known else one.seen
+        one.fit.learn([seen._replace(seconds=seen.seconds / one.rows[r].factor) for r, seen in newest])
         one.seen.clear()
         self.learned += 1
 

@@ -167,7 +167,10 @@ class Cluster:
         if self._setup.given_hit_tokens:
             self._hits[:] = self._setup.given_hit_tokens[request] // BLOCK_TOKENS
         else:
-            kv_cache.believed_hits(self._fleet, request, int(now * 1e3), routers.serving[request], routers.many, self._hits)
+            kv_cache.believed_hits(
+                self._fleet.legs, self._fleet.chain, self._fleet.viewed, request, int(now * 1e3), routers.serving[request], routers.many,
+                self._hits,
+            )  # fmt: skip
         slots = self._hits.nonzero()[0]
         prompt = int(self._cells[request * fl.LEG + fl.PROMPT])
         most = self._setup.max_tokens[request] if self._setup.max_tokens else None
@@ -185,14 +188,17 @@ class Cluster:
     def _send(self, leg: int, w: int, now: float) -> None:
         """Hand a leg with a prompt to compute to worker w."""
         request, routers = leg % self._workload.requests, self._routers
-        kv_cache.announce(self._fleet, leg, w, int((now + ANNOUNCED_S) * 1e3), routers.serving[request], routers.many)
+        kv_cache.announce(
+            self._fleet.legs, self._fleet.chain, self._fleet.viewed, leg, w, int((now + ANNOUNCED_S) * 1e3), routers.serving[request],
+            routers.many,
+        )  # fmt: skip
         if self._too_long(leg, w):
             self._fail(request, Outcome.BAD_REQUEST, now)
             return
         front_s = self._setup.front_end.constant_s
         front_s += self._setup.front_end.per_token_s * self._cells[leg * fl.LEG + fl.PROMPT]
         if front_s == 0.0:
-            engines.enqueue(self._fleet, leg, w, False)
+            engines.enqueue(self._fleet.legs, self._fleet.workers, leg, w, False)
         else:
             self._fleet.legs[leg, fl.WORKER] = w
             booking = self._bookings[request]
@@ -201,7 +207,7 @@ class Cluster:
     def _reach(self, leg: int, w: int, booking: Booking | Shared) -> None:
         """A leg is through its worker's front end, unless it has been placed anew or given up meanwhile."""
         if self._bookings.get(leg % self._workload.requests) is booking:
-            engines.enqueue(self._fleet, leg, w, False)
+            engines.enqueue(self._fleet.legs, self._fleet.workers, leg, w, False)
 
     def _too_long(self, leg: int, w: int) -> bool:
         tokens = self._cells[leg * fl.LEG + fl.PROMPT] + self._cells[leg * fl.LEG + fl.OUTPUT]
@@ -275,7 +281,7 @@ class Cluster:
 
     def _handed_over(self, request: int) -> None:
         self._drop_prefill(request)
-        engines.enqueue(self._fleet, request, int(self._fleet.legs[request, fl.WORKER]), True)
+        engines.enqueue(self._fleet.legs, self._fleet.workers, request, int(self._fleet.legs[request, fl.WORKER]), True)
 
     def _drop_prefill(self, request: int) -> None:
         leg = self._workload.requests + request

@@ -19,20 +19,20 @@ from penstock_simulator.workload import BLOCK_TOKENS
 
 
 @compiled
-def enqueue(f: Fleet, leg: int, w: int, arrives_full: bool) -> None:
+def enqueue(legs: Ints, workers: Ints, leg: int, w: int, arrives_full: bool) -> None:
     """Put a leg at the end of worker w's waiting queue. `arrives_full`: its prompt's KV was computed elsewhere."""
-    f.legs[leg, fl.WORKER] = w
-    f.legs[leg, fl.STATE] = fl.WAITING
-    f.legs[leg, fl.ARRIVES_FULL] = 1 if arrives_full else 0
-    f.legs[leg, fl.GENERATED] = f.legs[leg, fl.COMPUTED] = 0
-    f.legs[leg, fl.NEXT] = -1
-    tail = f.workers[w, fl.QUEUE_TAIL]
+    legs[leg, fl.WORKER] = w
+    legs[leg, fl.STATE] = fl.WAITING
+    legs[leg, fl.ARRIVES_FULL] = 1 if arrives_full else 0
+    legs[leg, fl.GENERATED] = legs[leg, fl.COMPUTED] = 0
+    legs[leg, fl.NEXT] = -1
+    tail = workers[w, fl.QUEUE_TAIL]
     if tail < 0:
-        f.workers[w, fl.QUEUE_HEAD] = leg
+        workers[w, fl.QUEUE_HEAD] = leg
     else:
-        f.legs[tail, fl.NEXT] = leg
-    f.workers[w, fl.QUEUE_TAIL] = leg
-    f.workers[w, fl.QUEUED] += 1
+        legs[tail, fl.NEXT] = leg
+    workers[w, fl.QUEUE_TAIL] = leg
+    workers[w, fl.QUEUED] += 1
 
 
 @compiled_part

@@ -6,7 +6,7 @@ first, so the tail of a prompt goes before its head. Invariant per worker: spare
 
 from penstock_simulator import fleet as fl
 from penstock_simulator.compiled import compiled, compiled_part
-from penstock_simulator.fleet import Fleet, Ints
+from penstock_simulator.fleet import Fleet, Ints, Small
 from penstock_simulator.workload import BLOCK_TOKENS
 
 
@@ -21,21 +21,22 @@ def cached_blocks(f: Fleet, w: int, leg: int, most: int) -> int:
 
 
 @compiled
-def believed_hits(f: Fleet, leg: int, now_ms: int, router: int, routers: int, counts: Ints) -> None:
+def believed_hits(legs: Ints, chain: Small, viewed: Small, leg: int, now_ms: int, router: int, routers: int, counts: Ints) -> None:
     """Write into counts (W,) how many leading full blocks of the leg's prompt that router believes at each worker.
 
     Those the worker holds, and those that a placement of its own has announced (negative entries) beyond `now_ms` milliseconds.
+    Called for every request, so it is handed these arrays alone: to hand over the whole Fleet costs as much as the search.
     """
-    at, most = f.legs[leg, fl.CHAIN], f.legs[leg, fl.PROMPT] // BLOCK_TOKENS
-    workers = len(f.workers)
+    at, most = legs[leg, fl.CHAIN], legs[leg, fl.PROMPT] // BLOCK_TOKENS
+    workers = len(counts)
     counts[:] = most
     going = workers if most > 0 else 0
     depth = 0
     while going > 0 and depth < most:
-        block = f.chain[at + depth]
+        block = chain[at + depth]
         for w in range(workers):
-            if counts[w] == most and f.viewed[block, w] <= 0:
-                announced = -f.viewed[block, w]
+            if counts[w] == most and viewed[block, w] <= 0:
+                announced = -viewed[block, w]
                 if announced // routers <= now_ms or announced % routers != router:
                     counts[w] = depth
                     going -= 1
@@ -43,16 +44,16 @@ def believed_hits(f: Fleet, leg: int, now_ms: int, router: int, routers: int, co
 
 
 @compiled
-def announce(f: Fleet, leg: int, w: int, until_ms: int, router: int, routers: int) -> None:
+def announce(legs: Ints, chain: Small, viewed: Small, leg: int, w: int, until_ms: int, router: int, routers: int) -> None:
     """That router placed the leg on worker w: until then it counts the prompt's blocks as held there.
 
     A block has one announcement a worker: the newest router's.
     """
-    at = f.legs[leg, fl.CHAIN]
-    for i in range(f.legs[leg, fl.PROMPT] // BLOCK_TOKENS):
-        block = f.chain[at + i]
-        if f.viewed[block, w] <= 0:
-            f.viewed[block, w] = -(until_ms * routers + router)
+    at = legs[leg, fl.CHAIN]
+    for i in range(legs[leg, fl.PROMPT] // BLOCK_TOKENS):
+        block = chain[at + i]
+        if viewed[block, w] <= 0:
+            viewed[block, w] = -(until_ms * routers + router)
 
 
 @compiled_part

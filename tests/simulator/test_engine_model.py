@@ -23,7 +23,7 @@ def run(workload: Workload, profile: EngineProfile = DEFAULT_PROFILE) -> fl.Flee
     fleet = fl.build(workload, [profile], divided=False)
     for request, now in enumerate(workload.arrival_s.tolist()):
         engines.run_passes(fleet, np.nextafter(now, -1.0), False)
-        engines.enqueue(fleet, request, 0, False)
+        engines.enqueue(fleet.legs, fleet.workers, request, 0, False)
         if request + 1 == workload.requests or workload.arrival_s[request + 1] > now:
             engines.run_passes(fleet, now, False)
             engines.start_idle(fleet, now)
@@ -110,7 +110,7 @@ def test_all_blocks_are_free_again_at_the_end() -> None:
 def test_a_stream_whose_prompt_arrives_computed_starts_with_a_decode_step() -> None:
     """Its first token comes out of a pass without prefill."""
     fleet = fl.build(assemble("full", [own(0.0, 1_000, 3)], 0), [DEFAULT_PROFILE], divided=True)
-    engines.enqueue(fleet, 0, 0, True)
+    engines.enqueue(fleet.legs, fleet.workers, 0, 0, True)
     engines.start_idle(fleet, 0.0)
     engines.run_passes(fleet, math.inf, True)
     engines.run_passes(fleet, math.inf, True)
@@ -122,7 +122,7 @@ def test_withdrawing_a_waiting_and_a_running_leg_gives_everything_back() -> None
     """A queue of three loses its middle and its running head; the last one still ends."""
     fleet = fl.build(assemble("three", [own(0.0, 3_000, 5), own(0.0, 3_000, 5), own(0.0, 3_000, 5)], 0), [SMALL], divided=False)
     for leg in range(3):
-        engines.enqueue(fleet, leg, 0, False)
+        engines.enqueue(fleet.legs, fleet.workers, leg, 0, False)
     engines.start_idle(fleet, 0.0)
     engines.withdraw(fleet, 1)
     engines.run_passes(fleet, 0.2, False)

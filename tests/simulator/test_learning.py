@@ -36,7 +36,7 @@ def test_a_wrong_declared_profile_is_corrected(speed, divided):
                 assert believed == pytest.approx(true, rel=0.04)
         if divided:  # what it never does is as declared, or as much faster as the other one has turned out to be
             idle, said = (decode, wrong[7:11]) if w == 0 else (prefill, wrong[:3])
-            assert list(idle) == pytest.approx(list(said * min(1.0, speed)), rel=0.1)
+            assert list(idle) == pytest.approx(list(said * min(1.0, speed)), rel=0.15)
 
 
 def test_the_autoscaler_is_told_what_routers_learned():

@@ -166,5 +166,5 @@ def test_rows_follow_the_fit_and_go_back_when_it_is_not_trusted(build):
     assert rows[row, 1] == declared[1]
     (told,) = profiles.told()
     assert (told.row, told.prefill_ratio) == ((), 1.0)
-    feed(20, 2.0, 60.0)
+    feed(40, 2.0, 60.0)
     assert seconds(rows[row]) == pytest.approx(2 * seconds(declared), rel=0.05)
