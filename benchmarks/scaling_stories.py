@@ -21,6 +21,8 @@ FITTED_S = 900.0
 MOST_OFF_POINTS = 3.0
 LOST_S = (600.0, 2_400.0)
 TUNING_SEED = 1
+WRONG_SEEDS = {1: 6, 2: 3}
+"""Staircases for tuning, and sizes to begin with: one that goes down, one that jumps up."""
 
 Bars = list[tuple[str, float, str, bool]]
 
@@ -116,16 +118,18 @@ def wrong(bench: Bench, scaler: str) -> list[Row]:
     """Everybody is told that engines are half as fast, or half as fast again, as they are."""
     speeds = (1.0, 0.5, 1.5)
     runs = [
-        Run(scene="staircase", seed=TUNING_SEED, size=Size(both=6), start_s=START_S, scaler=scaler, declared_speed=speed)
+        Run(scene="staircase", seed=seed, size=Size(both=size), start_s=START_S, scaler=scaler, declared_speed=speed)
+        for seed, size in WRONG_SEEDS.items()
         for speed in speeds
     ]
     found = bench.measure("wrong profile", runs)
-    later = [one.goodput_between(FITTED_S, one.span_s) * 100.0 for one in found]
+    later = {(one.run.seed, one.run.declared_speed): one.goodput_between(FITTED_S, one.span_s) * 100.0 for one in found}
     rows = []
-    for speed, one, reached in zip(speeds, found, later, strict=True):
-        off = later[0] - reached
+    for one in found:
+        seed, speed = one.run.seed, one.run.declared_speed
+        off = later[seed, 1.0] - later[seed, speed]
         bars = [] if speed == 1.0 else [("points below the right profile", off, f"≤ {MOST_OFF_POINTS:g}", off <= MOST_OFF_POINTS)]
-        rows.append(_row(f"profile says ×{speed:g}", one, {f"% after {FITTED_S:g} s": reached}, bars))
+        rows.append(_row(f"staircase {seed}, profile says ×{speed:g}", one, {f"% after {FITTED_S:g} s": later[seed, speed]}, bars))
     return rows
 
 

@@ -42,6 +42,10 @@ class AutoscalerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """A model that may be scaled to zero is, after so long without a request."""
     margin_ratio: float = _BRAIN.margin_ratio
     """How much more traffic than there is a size must stand that is about to be chosen instead of a larger one."""
+    jump_factor: float = _BRAIN.jump_factor
+    """Where replicas take more than a minute to start: to so many times its rate traffic may jump at once, and be served."""
+    jump_replicas: int = _BRAIN.jump_replicas
+    """At most so many replicas are kept for that; where it takes more, none."""
     what_if: bool = True
     """Replay the latest traffic in the simulator before a decision; false: size by the fluid bound alone."""
     lease_s: float = 10.0
@@ -74,6 +78,8 @@ class AutoscalerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             stable_s=self.stable_s,
             idle_s=self.idle_s,
             margin_ratio=self.margin_ratio,
+            jump_factor=self.jump_factor,
+            jump_replicas=self.jump_replicas,
         )
 
 
@@ -85,6 +91,8 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "stable_s": (1, 86_400, "seconds"),
     "idle_s": (1, 604_800, "seconds"),
     "margin_ratio": (0, 0.9, "of the demand"),
+    "jump_factor": (1, 100, "times the rate"),
+    "jump_replicas": (0, 1_000, "replicas"),
     "lease_s": (0.5, 600, "seconds"),
     "port": (0, 65_535, ""),
 }

@@ -50,6 +50,12 @@ def hold_s(pool: Pool, settings: ScalerSettings) -> float:
     return max(settings.stable_s, settings.flap_cost * pool.start_s)
 
 
+def last_hold_s(pool: Pool, settings: ScalerSettings) -> float:
+    """The same for the last replica too many."""
+    factor = settings.quick_last_factor if pool.start_s <= settings.jump_start_s else settings.last_factor
+    return max(1.0, factor) * hold_s(pool, settings)
+
+
 def resize(
     pools: Sequence[Pool],
     needed: Mapping[str, int],
@@ -64,10 +70,9 @@ def resize(
     waiting = False
     for pool in pools:
         name, here = pool.name, pool.desired
-        held_s = hold_s(pool, settings)
         would_do = wanted[-1].replicas.get(name, here) if wanted else here
-        enough = _most(wanted, name, here, now_s - held_s, settings) + 1
-        last = _most(wanted, name, here, now_s - settings.last_factor * held_s, settings)
+        enough = _most(wanted, name, here, now_s - hold_s(pool, settings), settings) + 1
+        last = _most(wanted, name, here, now_s - last_hold_s(pool, settings), settings)
         desired[name] = needed[name] if needed[name] > here else min(here, enough, last)
         if desired[name] == here > would_do:
             waiting, smaller[name] = True, would_do

@@ -11,6 +11,8 @@ DAY_S = 86_400.0
 SLOTS = 96
 """Of a day, a quarter of an hour each."""
 _SLOT_S = DAY_S / SLOTS
+_DAMPED = 0.5
+"""How much of a slope's further rise is planned for: ramps end, and the more is asked for ahead the more it is that was not needed."""
 _LEARN_RATIO = 0.3
 """How much of a day's slot replaces what earlier days said."""
 
@@ -71,7 +73,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def forecast(found: Trend, season: Season, now_s: float, ahead_s: float) -> Forecast:
-    """A slope is carried on no longer than it has lasted."""
-    risen = found.rate + max(0.0, found.slope) * min(ahead_s, found.length_s)
+    """A slope is carried on no longer than it has lasted, and damped."""
+    risen = found.rate + _DAMPED * max(0.0, found.slope) * min(ahead_s, found.length_s)
     usual = found.rate * season.rise(now_s, ahead_s)
     return Forecast(now=found.rate, expected=max(risen, usual), error=found.error)

@@ -3,6 +3,7 @@
 `Scaler` adds to it; the loop stores the bytes so that a restarted autoscaler goes on where the last one was. Bounded by the settings.
 """
 
+from collections.abc import Set
 from typing import Any, get_args
 
 import msgspec
@@ -16,8 +17,6 @@ from penstock_autoscaler.trend import Count
 
 MOST_WINDOWS = 512
 MOST_COUNTS = 80
-MOST_SHORTFALLS = 240
-"""An hour of decisions."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -36,13 +35,6 @@ class Tried(msgspec.Struct, frozen=True):
     prompt_tokens: float
     """Mean of the sample."""
     attainment: Attainment
-
-
-class Promise(msgspec.Struct, frozen=True):
-    """A forecast."""
-
-    for_s: float
-    rate: float
 
 
 class Fared(msgspec.Struct, frozen=True):
@@ -65,10 +57,8 @@ class Memory(msgspec.Struct, kw_only=True):
     tried: list[Tried] = []
     corrections: dict[str, float] = {}
     """By pool: what the fluid bound is multiplied with."""
-    promises: list[Promise] = []
-    """Forecasts whose time has not come."""
-    shortfalls: list[float] = []
-    """By how many requests a second the rate came out above its forecast, 0 where it did not; of the latest decisions, oldest first."""
+    fitted: list[str] = []
+    """Pools whose profile was measured when the corrections were learned."""
     fared: list[Fared] = []
     """Of the latest minute or so, oldest first."""
     counted: float = 0.0
@@ -87,12 +77,11 @@ class Memory(msgspec.Struct, kw_only=True):
         self.counts = [*counts, Count(traffic.until_s, traffic.length_s, traffic.arrivals)][-MOST_COUNTS:]
         self.season.learn(traffic.until_s, traffic.length_s, traffic.arrivals)
 
-    def compare(self, now_s: float, rate: float) -> None:
-        """The rate at present, beside what was forecast for it."""
-        due = [one for one in self.promises if one.for_s <= now_s]
-        self.promises = [one for one in self.promises if one.for_s > now_s]
-        if due:
-            self.shortfalls = [*self.shortfalls, max(0.0, rate - due[-1].rate)][-MOST_SHORTFALLS:]
+    def trust(self, fitted: Set[str]) -> None:
+        """Pools whose profile is measured now: what was learned of another profile is forgotten."""
+        for name in fitted ^ set(self.fitted):
+            self.corrections.pop(name, None)
+        self.fitted = sorted(fitted)
 
 
 def encode(memory: Memory) -> bytes:

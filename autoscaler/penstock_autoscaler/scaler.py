@@ -5,28 +5,29 @@ from `trend`, `forecast` and `demand`, rules from `decide` and `split`.
 """
 
 import msgspec
-import numpy as np
 from penstock_core.slo import Attainment, Slo
 from penstock_core.traffic import Window, attained
 
-from penstock_autoscaler.decide import Resized, bounds_of, hold_s, late, resize
+from penstock_autoscaler.decide import Resized, bounds_of, last_hold_s, late, resize
 from penstock_autoscaler.decision import Decision, Reason
-from penstock_autoscaler.demand import LEAST_REQUESTS, Demand, backlog
+from penstock_autoscaler.demand import LEAST_REQUESTS, Demand, backlog, mix
 from penstock_autoscaler.forecast import Forecast, forecast
-from penstock_autoscaler.memory import MOST_SHORTFALLS, Fared, Memory, Promise, Wanted, decode, encode
+from penstock_autoscaler.jumps import insured
+from penstock_autoscaler.memory import Fared, Memory, Wanted, decode, encode
 from penstock_autoscaler.observation import Observation, Phase
 from penstock_autoscaler.ports import WhatIf
 from penstock_autoscaler.sample import Sample, sample
 from penstock_autoscaler.search import Bounds, Found, Goal, shortest
-from penstock_autoscaler.settings import SURGE_S, ScalerSettings
+from penstock_autoscaler.settings import ScalerSettings
 from penstock_autoscaler.split import switches
-from penstock_autoscaler.trend import Trend, trend
+from penstock_autoscaler.trend import trend
 
 _PRIOR_REQUESTS = 500.0
 MEASURED_S = 60.0
 """Attainment is measured over so long."""
-_HASTE, _CHEAPEST, _DEAREST = 3.0, 1.4, 0.4
-"""How what a replica must be worth follows from allowed ÷ actual misses: its power, and the ends."""
+_HASTE, _CHEAPEST, _DEAREST = 3.0, 1.4, 0.8
+"""How what a replica must be worth follows from allowed ÷ actual misses: its power, and the ends. Misses that are over cannot be bought
+back, so it hardly falls for them."""
 
 
 class Scaler:
@@ -55,7 +56,9 @@ class Scaler:
         if seen.pools and all(pool.name in seen.overridden for pool in seen.pools):
             return _unchanged(seen, Reason.OVERRIDDEN, "; ".join(f"{name}: {who}" for name, who in seen.overridden.items()) + ".")
         found = trend(self.memory.counts)
-        expected = self._forecast(seen, found)
+        self.memory.trust({pool.name for pool in seen.pools if pool.fit is not None})
+        ahead_s = max((pool.start_s for pool in seen.pools), default=0.0) + self._settings.period_s
+        expected = forecast(found, self.memory.season, seen.now_s, ahead_s)
         busy = expected.now > 0.0 or seen.traffic.waiting > 0 or seen.traffic.arrivals > 0
         bounds = bounds_of(seen, busy or not self._idle(seen.now_s))
         asked = sample(self.memory.windows, self._settings.sample_requests, found.pieces)
@@ -68,15 +71,18 @@ class Scaler:
         here = {pool.name: pool.desired for pool in seen.pools}
         goal = Goal(worth_ratio=self._worth(seen.target.attainment_ratio), here=here, tolerance_ratio=settings.tolerance_ratio)
         recover_s = max(settings.recover_s, *(pool.start_s for pool in seen.pools))
-        rate = expected.expected + self._reserve(seen, expected.expected) + min(expected.now, backlog(seen) / recover_s)
+        rate = expected.expected + min(expected.now, backlog(seen) / recover_s)
         demand = Demand(self.memory, self._what_if, seen.now_s, settings.replay_budget_s, settings.replay_fresh_s)
-        needed = demand.sizes(asked, rate, seen.pools, slo, bounds, goal)
-        kept = needed
+        found = demand.sizes(asked, rate, seen.pools, slo, bounds, goal)
+        means = mix(asked, expected.expected)
+        needed = insured(found, means, seen.pools, slo, bounds, settings)
+        stands = found
         if any(needed.sizes[name] < here[name] for name in here):
-            near = needed.sizes if needed.attainment_ratio is not None else None
-            kept = demand.sizes(asked, rate * (1.0 + settings.margin_ratio), seen.pools, slo, bounds, goal, near)
-        if self._what_if is not None and kept.attainment_ratio is None and asked.requests >= LEAST_REQUESTS:
-            kept = _unchecked(needed, here)
+            near = found.sizes if found.attainment_ratio is not None else None
+            stands = demand.sizes(asked, rate * (1.0 + settings.margin_ratio), seen.pools, slo, bounds, goal, near)
+        if self._what_if is not None and stands.attainment_ratio is None and asked.requests >= LEAST_REQUESTS:
+            stands = _unchecked(found, here)
+        kept = insured(stands, means, seen.pools, slo, bounds, settings)
         needed, kept = self._as_measured(seen, needed, kept, bounds)
         self._remember(
             seen, {name: min(here[name], size) if needed.sizes[name] <= here[name] else size for name, size in kept.sizes.items()}
@@ -166,27 +172,8 @@ class Scaler:
         self.memory.fared = [*recent, Fared(traffic.until_s, fared)]
 
     def _remember(self, seen: Observation, sizes: dict[str, int]) -> None:
-        longest_s = max((hold_s(pool, self._settings) for pool in seen.pools), default=0.0)
-        longest_s = max(1.0, self._settings.last_factor) * longest_s + 2.0 * self._settings.period_s
+        longest_s = max((last_hold_s(pool, self._settings) for pool in seen.pools), default=0.0) + 2.0 * self._settings.period_s
         self.memory.wanted = [*(one for one in self.memory.wanted if one.at_s > seen.now_s - longest_s), Wanted(seen.now_s, sizes)]
-
-    def _forecast(self, seen: Observation, trending: Trend) -> Forecast:
-        ahead_s = max((pool.start_s for pool in seen.pools), default=0.0) + self._settings.period_s
-        found = forecast(trending, self.memory.season, seen.now_s, ahead_s)
-        self.memory.compare(seen.now_s, found.now)
-        self.memory.promises.append(Promise(seen.now_s + ahead_s, found.expected))
-        return found
-
-    def _reserve(self, seen: Observation, expected: float) -> float:
-        """Requests a second to be ready for beyond the forecast: the longer a start takes, the more may happen meanwhile; and what
-        forecasts fell short of before, as long as a replica for it would have been of use in as much of the time as it must be worth."""
-        settings = self._settings
-        start_s = max((pool.start_s for pool in seen.pools), default=0.0)
-        surge = expected * settings.surge_ratio * min(1.0, start_s / SURGE_S)
-        worth = settings.worth_factor * (1.0 - seen.target.attainment_ratio)
-        before = self.memory.shortfalls
-        unseen = [0.0] * (MOST_SHORTFALLS - len(before))  # what has not been decided yet counts as if the forecast had sufficed
-        return max(surge, float(np.quantile([*unseen, *before], max(0.0, 1.0 - worth))))
 
     def _idle(self, now_s: float) -> bool:
         """Whether nobody has come for so long that a pool may be emptied."""
@@ -224,5 +211,7 @@ def _words(here: dict[str, int], desired: dict[str, int], resized: Resized, need
     rate = f"{expected.now:.2f} requests/s" + (f", planned for {planned:.2f}" if planned > 1.01 * expected.now else "")
     sizes = " + ".join(f"{size} {name}" for name, size in needed.sizes.items())
     share = "" if needed.attainment_ratio is None else f" would meet {needed.attainment_ratio:.1%}"
+    if needed.spare:
+        share += f"{' without the' if share else ':'} {needed.spare} kept for a jump"
     waiting = "" if not resized.smaller else "; fewer would do, but not for long enough yet"
     return f"{_change(here, desired)}: {rate}; {sizes}{share}{waiting}."

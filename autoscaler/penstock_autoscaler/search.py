@@ -81,6 +81,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """Predicted; None: not tried, for want of budget."""
     met: bool
     """False: more is wanted than is allowed, or it is not known whether more is wanted."""
+    spare: int = 0
+    """Replicas of these that are kept for a jump; the attainment predicted is without them."""
 
 
 Trial = Callable[[dict[str, int]], Attainment | None]

@@ -5,8 +5,6 @@ What a model's owner asks for (targets, bounds, budget) is not here but in the O
 
 import msgspec
 
-SURGE_S = 120.0
-
 
 class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of one autoscaler, for all its models."""
@@ -19,14 +17,21 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The latest so many requests at most."""
     trend_s: float = 900.0
     """How far back rates are looked at for a trend."""
-    stable_s: float = 75.0
+    stable_s: float = 60.0
     """A pool shrinks only after its smaller size would have done for so long."""
     flap_cost: float = 0.75
     """And for at least so many times its start-up time: what giving up a replica and starting it again wastes."""
     last_factor: float = 2.0
     """One replica more than would do stays for so many times as long: that much replays may be wrong, and traffic may rise."""
-    surge_ratio: float = 0.1
-    """Room for more traffic than is forecast, where a start takes SURGE_S or longer; for shorter ones it is less in proportion."""
+    quick_last_factor: float = 5.0
+    """The same where a start takes `jump_start_s` or less: nothing else keeps the size from following noise there, and each turn costs
+    caches. Five minutes cover what recorded traffic took back and forth; three did not."""
+    jump_start_s: float = 60.0
+    """Where a start takes longer than this, a jump of the rate is insured against: it cannot be waited for."""
+    jump_factor: float = 2.5
+    """The jump that a fleet is to stand: to so many times the rate expected."""
+    jump_replicas: int = 2
+    """At most so many replicas are kept for it; where it takes more, none: a part of them would be idle now and of little use then."""
     recover_s: float = 60.0
     """Requests that wait are to be served within so long, or within a start-up time where that is longer."""
     worth_factor: float = 3.0
@@ -49,6 +54,10 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            least = 0.0 if name.endswith("_ratio") or name in ("flap_cost", "replay_budget_s", "replay_fresh_s") else 1e-6
+            least = (
+                0.0
+                if name.endswith("_ratio") or name in ("flap_cost", "replay_budget_s", "replay_fresh_s", "jump_start_s", "jump_replicas")
+                else 1e-6
+            )
             if not least <= getattr(self, name) < 1e7:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {'0 or more' if not least else 'more than 0'}")

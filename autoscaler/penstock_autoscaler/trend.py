@@ -16,6 +16,8 @@ PIECE_PRICE = 14.0
 SLOPE_PRICE = 9.0
 """In units of deviance: a jump of 3.7, a slope of 3 standard errors pays for itself."""
 _MOST_DISPERSION = 25.0
+_LEAST_OF_MEAN = 0.05
+"""Of a piece's mean rate is the least that its line says of any interval."""
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -39,7 +41,7 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
     dispersion: float
     """Variance of counts ÷ their mean: 1 for Poisson arrivals."""
     pieces: tuple[tuple[float, float], ...] = ()
-    """(since_s, mean requests a second) of all pieces, oldest first."""
+    """(since_s, requests a second from then on), oldest first: one of each level, one of each interval of a slope."""
 
 
 def trend(counts: Sequence[Count]) -> Trend:
@@ -52,7 +54,8 @@ def trend(counts: Sequence[Count]) -> Trend:
     noise = _dispersion(arrivals, length_s)
     sums = _Sums(arrivals, length_s, middle_s - middle_s[-1], noise)
     starts = sums.starts()
-    pieces = tuple((counts[i].until_s - counts[i].length_s, sums.mean(i, j)) for i, j in pairwise([*starts, len(counts)]))
+    since_s = [one.until_s - one.length_s for one in counts]
+    pieces = tuple((since_s[k], rate) for i, j in pairwise([*starts, len(counts)]) for k, rate in sums.rates(i, j))
     found = sums.trend(starts[-1], counts[-1].until_s - float(middle_s[-1]))
     return msgspec.structs.replace(found, pieces=pieces)
 
@@ -78,6 +81,7 @@ class _Sums:
         self._tx, self._txx, self._nx = summed(length_s * at_s), summed(length_s * at_s**2), summed(arrivals * at_s)
         with np.errstate(divide="ignore", invalid="ignore"):
             self._nlog = summed(np.where(arrivals > 0, arrivals * np.log(arrivals / length_s), 0.0))
+        self._at_s = at_s
         self._noise = noise
         self._count = len(arrivals)
 
@@ -93,9 +97,20 @@ class _Sums:
             gain = np.where((sxx > 1e-6) & (mean > 0), sxy**2 / np.maximum(sxx, 1e-9) / np.maximum(mean, 1e-9) / self._noise, 0.0)
         return level, np.where(j - i >= 4, gain, 0.0)
 
-    def mean(self, i: int, j: int) -> float:
-        """Requests a second of the piece."""
-        return float((self._n[j] - self._n[i]) / (self._t[j] - self._t[i]))
+    def rates(self, i: int, j: int) -> list[tuple[int, float]]:
+        """(first interval, requests a second from there on) of the piece: one of a level, one of each interval of a slope."""
+        mean = float((self._n[j] - self._n[i]) / (self._t[j] - self._t[i]))
+        if self._fits(np.array([i]), j)[1][0] <= SLOPE_PRICE:
+            return [(i, mean)]
+        centre, slope, _ = self._line(i, j)
+        return [(k, max(_LEAST_OF_MEAN * mean, mean + slope * float(self._at_s[k] - centre))) for k in range(i, j)]
+
+    def _line(self, i: int, j: int) -> tuple[float, float, float]:
+        """(its middle in s, its slope, spread of its time) of the straight line through the piece."""
+        t, n = self._t[j] - self._t[i], self._n[j] - self._n[i]
+        centre = (self._tx[j] - self._tx[i]) / t
+        sxx = self._txx[j] - self._txx[i] - centre * centre * t
+        return float(centre), float((self._nx[j] - self._nx[i] - centre * n) / sxx), float(sxx)
 
     def starts(self) -> list[int]:
         """Indices of the first interval of each piece."""
@@ -123,9 +138,7 @@ class _Sums:
         slope = 0.0
         rate = mean
         if self._fits(np.array([since]), j)[1][0] > SLOPE_PRICE:
-            centre = (self._tx[j] - self._tx[since]) / t
-            sxx = self._txx[j] - self._txx[since] - centre * centre * t
-            slope = (self._nx[j] - self._nx[since] - centre * n) / sxx
+            centre, slope, sxx = self._line(since, j)
             rate = max(0.0, mean + slope * (ahead_s - centre))
             variance += self._noise * mean / sxx * (ahead_s - centre) ** 2
             sure = abs(slope) - float(np.sqrt(self._noise * mean / sxx))

@@ -65,3 +65,15 @@ def test_a_lost_interval_begins_the_counts_anew() -> None:
     memory.add(window(1_800.0, 1_810.0), settings)
     assert len(memory.windows) == len(memory.counts) == 1
     assert memory.wanted == []
+
+
+def test_what_was_learned_of_another_profile_is_forgotten() -> None:
+    """When a pool's profile is measured for the first time, and when it no longer is; what is known of other pools stays."""
+    memory = Memory(corrections={"a": 1.5, "b": 2.0})
+    memory.trust({"a"})
+    assert memory.corrections == {"b": 2.0}
+    memory.corrections["a"] = 1.2
+    memory.trust({"a"})
+    assert decode(encode(memory)).corrections == {"a": 1.2, "b": 2.0}
+    memory.trust(set())
+    assert memory.corrections == {"b": 2.0}

@@ -48,6 +48,15 @@ def test_a_slope_counts_as_far_as_it_is_sure() -> None:
     assert float(np.mean(found)) < 1.0 / 50.0
 
 
+def test_a_slope_is_told_interval_by_interval() -> None:
+    """So that a sample of it can be evened: a mean alone would leave its end denser than its beginning."""
+    found = seen(lambda at: 3.0 + at / 200.0, 900.0)
+    told = dict(found.pieces)
+    assert len(told) == 60
+    assert [told[at] for at in (0.0, 450.0, 885.0)] == pytest.approx([3.0, 5.3, 7.5], rel=0.1)
+    assert len(seen(lambda at: 4.0 if at < 600.0 else 8.0, 900.0).pieces) == 2
+
+
 def test_bursts_are_noise_where_all_traffic_comes_in_bursts() -> None:
     """The variance of counts is learned from neighbours: what comes by twenties does not look like steps."""
     rng = np.random.default_rng(1)

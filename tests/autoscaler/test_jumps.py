@@ -1,0 +1,74 @@
+"""What is kept ready for a jump of the rate, and where nothing is."""
+
+import pytest
+from penstock_autoscaler.demand import Mix
+from penstock_autoscaler.jumps import insured
+from penstock_autoscaler.search import Bounds, Found
+from penstock_autoscaler.settings import ScalerSettings
+from penstock_core.endpoint import Role
+from penstock_core.slo import Slo
+
+from tests.autoscaler.scaling_world import World, pool
+
+SETTINGS = ScalerSettings()
+SLO = Slo(3.0, 0.1)
+
+
+def kept(size: int, rate: float, start_s: float = 120.0, most: int = 12, budget: int | None = None) -> Found:
+    """What is made of a size that the price asks for; a replica carries about 1.1 requests/s."""
+    there = (pool(start_s=start_s, max_replicas=most),)
+    bounds = Bounds(least={"both": 1}, most={"both": most}, accelerators={"both": 1}, budget=budget)
+    means = Mix(rate=rate, prompt_tokens=4_000.0, hit_tokens=0.0, output_tokens=1_000.0)
+    return insured(Found(sizes={"both": size}, attainment_ratio=0.97, met=True), means, there, SLO, bounds, SETTINGS)
+
+
+def test_where_a_start_takes_long_a_jump_is_stood_with_what_is_there() -> None:
+    """At 1.2 requests a second two replicas do; three are for a jump to 3 a second, and the third is said to be."""
+    found = kept(2, 1.2)
+    assert found.sizes == {"both": 3}
+    assert found.spare == 1
+
+
+@pytest.mark.parametrize("start_s", [0.0, 60.0])
+def test_where_a_start_is_quick_nothing_is_kept(start_s: float) -> None:
+    """A jump can be waited for there."""
+    assert kept(2, 1.2, start_s).sizes == {"both": 2}
+
+
+def test_where_a_few_more_would_not_save_it_none_are_kept() -> None:
+    """At 5 requests a second a jump takes six replicas more: two of them would be idle now and of no use then."""
+    assert kept(5, 5.0).sizes == {"both": 5}
+
+
+def test_what_is_large_enough_for_a_jump_stays_as_it_is() -> None:
+    """The price may ask for more than a jump does."""
+    assert kept(6, 1.2) == Found(sizes={"both": 6}, attainment_ratio=0.97, met=True)
+
+
+@pytest.mark.parametrize(("most", "budget"), [(2, None), (12, 2)])
+def test_bounds_and_budget_come_first(most: int, budget: int | None) -> None:
+    """And a part of what a jump takes is not kept."""
+    assert kept(2, 1.2, most=most, budget=budget).sizes == {"both": 2}
+
+
+def test_both_roles_are_insured_together() -> None:
+    """A jump is stood by prefill and decode, or it is not."""
+    roles = {"prefill": Role.PREFILL, "decode": Role.DECODE}
+    there = tuple(pool(name, role, start_s=120.0) for name, role in roles.items())
+    sizes = dict.fromkeys(roles, 1)
+    bounds = Bounds(least=sizes, most=dict.fromkeys(roles, 12), accelerators=sizes)
+    means = Mix(rate=0.8, prompt_tokens=4_000.0, hit_tokens=0.0, output_tokens=1_000.0)
+    found = insured(Found(sizes=sizes, attainment_ratio=None, met=True), means, there, SLO, bounds, SETTINGS)
+    assert sum(found.sizes.values()) == 2 + found.spare
+    assert 0 < found.spare <= SETTINGS.jump_replicas
+
+
+def test_a_quiet_hour_with_long_starts_says_what_is_kept_for_a_jump() -> None:
+    """In the message of every decision; the size is left alone."""
+    world, quick = World(pool(start_s=120.0)), World(pool(start_s=60.0))
+    for one in (world, quick):
+        one.minutes(20, 1.2)
+    assert world.size() == quick.size() + 1
+    assert "1 kept for a jump" in world.decisions[-1].message
+    assert "jump" not in quick.decisions[-1].message
+    assert len({one.desired["both"] for one in world.decisions[20:]}) == 1
