@@ -3,16 +3,19 @@
 import math
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.observation import Target
 from penstock_autoscaler.ports import Answer
 from penstock_autoscaler.sample import Sample
+from penstock_autoscaler.settings import ScalerSettings
 from penstock_core.endpoint import Role
 from penstock_core.slo import Attainment, Slo
 
 from tests.autoscaler.scaling_world import PERIOD_S, World, pool
+from tests.autoscaler.test_fits import SLOW
 
 
 def turns(decisions: list[Decision], name: str = "both") -> int:
@@ -235,6 +238,28 @@ def test_nothing_shrinks_while_targets_are_missed() -> None:
     world = World(pool(desired=6))
     made = world.minutes(10, 1.0, missed_ratio=0.15)
     assert min(one.desired["both"] for one in made) == 6
+
+
+def test_misses_that_are_over_hardly_make_it_dearer_and_none_make_it_cheaper() -> None:
+    """What a replica must be worth: a fifth less after an hour of many misses, two fifths more after one without."""
+    fine, bad = World(), World()
+    fine.minutes(60, 2.0)
+    bad.minutes(60, 2.0, missed_ratio=0.5)
+    usual = ScalerSettings().worth_factor * (1.0 - fine.target.attainment_ratio)
+    assert fine.decisions[-1].facts["worth_ratio"] == pytest.approx(1.4 * usual)
+    assert bad.decisions[-1].facts["worth_ratio"] == pytest.approx(0.8 * usual)
+
+
+def test_corrections_begin_anew_when_the_engines_have_been_measured() -> None:
+    """They were those of the declared profile."""
+    world = World(pool())
+    world.minutes(2, 1.0)
+    world.scaler.memory.corrections = {"both": 3.0}
+    world.minutes(1, 1.0)
+    assert world.scaler.memory.corrections == {"both": 3.0}
+    world.pools = {"both": msgspec.structs.replace(world.pools["both"], fit=SLOW)}
+    world.minutes(1, 1.0)
+    assert world.scaler.memory.corrections == {}
 
 
 def test_a_failed_replica_changes_no_decision() -> None:
