@@ -48,13 +48,18 @@ class LoopTimes(msgspec.Struct, frozen=True, kw_only=True):
         check_ranges(self, dict.fromkeys(self.__struct_fields__, (0.001, 86_400.0, "seconds")))
 
 
-class _Saved(msgspec.Struct):
+class Saved(msgspec.Struct):
     """What goes into the store: how far the traffic has been read, the brain's own memory, what is known of engines and their starts."""
 
     since_s: float
     brain: bytes
     fits: list[HeardFit] = []
     starts: dict[str, list[Start]] = {}
+
+
+def decode_saved(kept: bytes) -> Saved:
+    """What a loop kept. Raises msgspec.DecodeError for anything else."""
+    return msgspec.msgpack.decode(kept, type=Saved)
 
 
 class _Thought(msgspec.Struct):
@@ -164,7 +169,7 @@ class ScalingLoop:
         self._last = told[0] if told else None
         if kept is not None:
             try:
-                saved = msgspec.msgpack.decode(kept, type=_Saved)
+                saved = decode_saved(kept)
                 self._brain.restore(saved.brain)
                 self._since_s = min(now_s, saved.since_s)
                 self._fits, self._starts = Fits(saved.fits), Starts(saved.starts)
@@ -260,7 +265,7 @@ class ScalingLoop:
             return
         assert self._since_s is not None  # noqa: S101 -- _remember has set it
         brain = await asyncio.to_thread(self._brain.saved)
-        memory = msgspec.msgpack.encode(_Saved(self._since_s, brain, self._fits.kept(decision.at_s), self._starts.kept()))
+        memory = msgspec.msgpack.encode(Saved(self._since_s, brain, self._fits.kept(decision.at_s), self._starts.kept()))
         try:
             if not await self._store.keep(self.lease.who, memory, encode_told(self._last), again=again):
                 self.lease.lost()

@@ -14,7 +14,7 @@ from penstock_autoscaler.demand import LEAST_REQUESTS, Demand, backlog, mix
 from penstock_autoscaler.forecast import Forecast, forecast
 from penstock_autoscaler.jumps import insured
 from penstock_autoscaler.memory import Fared, Memory, Wanted, decode, encode
-from penstock_autoscaler.observation import Observation, Phase
+from penstock_autoscaler.observation import Observation, Phase, Target
 from penstock_autoscaler.ports import WhatIf
 from penstock_autoscaler.sample import Sample, sample
 from penstock_autoscaler.search import Bounds, Found, Goal, shortest
@@ -46,11 +46,15 @@ class Scaler:
         """Go on with what `saved` gave. Raises msgspec.DecodeError for anything else."""
         self.memory = decode(kept)
 
+    def learn(self, traffic: Window, target: Target) -> None:
+        """Traffic of an interval on which nothing is to be decided: it lies before the one that `step` is called with next."""
+        self._add(traffic, target.slo, 1.0 - target.attainment_ratio)
+
     def step(self, seen: Observation) -> Decision:
         """What to have now. Call it once a period, with the traffic since the last call."""
         if seen.traffic is None:
             return _unchanged(seen, Reason.NO_DATA, "No router has said what arrived: nothing is changed.", valid=False)
-        self._add(seen.traffic, seen.target.slo, 1.0 - seen.target.attainment_ratio)
+        self.learn(seen.traffic, seen.target)
         if seen.paused:
             return _unchanged(seen, Reason.PAUSED, f"Paused: {seen.paused}.")
         if seen.pools and all(pool.name in seen.overridden for pool in seen.pools):

@@ -17,6 +17,7 @@ from penstock_router.policy_names import ALLOWED
 from penstock_cli.looking import Data, doctor, explain, status
 from penstock_cli.machine_code import use_shipped
 from penstock_cli.plan import plan
+from penstock_cli.said import WITH_AUTOSCALER, refuse_said
 from penstock_cli.simulate import simulate
 
 app = typer.Typer(
@@ -61,9 +62,16 @@ class Host(StrEnum):
 
 @app.command()
 def up(
-    prefill: Annotated[int | None, typer.Option(min=0, max=64, help="Prefill workers. [default: 1; with --autoscale its least]")] = None,
-    decode: Annotated[int | None, typer.Option(min=0, max=64, help="Decode workers. [default: 2; with --autoscale its least]")] = None,
-    both: Annotated[int | None, typer.Option(min=0, max=64, help="Undivided workers. [default: 0; with --autoscale its least]")] = None,
+    context: typer.Context,
+    prefill: Annotated[
+        int | None, typer.Option(min=0, max=64, help="Prefill workers. [default: 1; with --autoscale its least, but 1]")
+    ] = None,
+    decode: Annotated[
+        int | None, typer.Option(min=0, max=64, help="Decode workers. [default: 2; with --autoscale its least, but 1]")
+    ] = None,
+    both: Annotated[
+        int | None, typer.Option(min=0, max=64, help="Undivided workers. [default: 0; with --autoscale its least, but 1]")
+    ] = None,
     autoscale: Annotated[
         str,
         typer.Option(help="Size pools by their traffic, within these bounds: both=1..4, or prefill=1..2,decode=1..4. [default: nothing]"),
@@ -71,13 +79,18 @@ def up(
     slo_ttft_ms: Annotated[float | None, typer.Option(min=1, help="Target: to the first token, queueing included. [default: 2000]")] = None,
     slo_itl_ms: Annotated[float | None, typer.Option(min=0.1, help="Target: a token after the first, on average. [default: 50]")] = None,
     slo_share: Annotated[
-        float, typer.Option(min=0.01, max=0.999, help="Share of requests that should meet both, with --autoscale.")
+        float,
+        typer.Option(min=0.01, max=0.999, help="Share of requests that should meet both targets.", rich_help_panel=WITH_AUTOSCALER),
     ] = 0.95,
     autoscale_set: Annotated[
-        list[str] | None, typer.Option(help="name=value of the autoscaler (docs/configuration.md): period_s, stable_s, … Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="name=value of the autoscaler: period_s, stable_s and others (docs/configuration.md). Repeatable.",
+            rich_help_panel=WITH_AUTOSCALER,
+        ),
     ] = None,
     autoscaler_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the autoscaler's metrics, with --autoscale; 0: any free one.")
+        int, typer.Option(min=0, max=65535, help="Port of the autoscaler's metrics; 0: any free one.", rich_help_panel=WITH_AUTOSCALER)
     ] = 0,
     engine: Annotated[
         EngineName, typer.Option(help="sim needs no GPU and no model; vllm and sglang an environment of theirs.")
@@ -110,8 +123,8 @@ def up(
     from penstock_cli.up_plan import UpPlan, replicas_of, slo_of
 
     bounds = parse_bounds(autoscale)
-    if autoscale_set and not bounds:
-        raise PenstockError("autoscale_set is given without --autoscale; allowed: with it")
+    if not bounds:
+        refuse_said(context, WITH_AUTOSCALER, "without the autoscaler", "--autoscale")
     plan = UpPlan(
         bounds=bounds,
         scaling=parse_scaling(parse_settings(autoscale_set or ())),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock_cli.looking import Data
-from penstock_cli.said import said_in
+from penstock_cli.said import refuse_said, said_in
 from penstock_cli.simulate import Arrivals, workload_of
 
 if TYPE_CHECKING:
@@ -88,11 +88,11 @@ def plan(
         from penstock_cli.data_folder import chosen
         from penstock_cli.plan_live import live_plan
 
-        for_traffic = said_in(context, _TRACE)
-        if for_traffic:
-            raise ValueError(f"{', '.join(for_traffic)}: of no use without traffic; allowed: with --trace or --generate")
+        refuse_said(context, _TRACE, "without traffic", "--trace or --generate")
         answers.show(live_plan(chosen(data), redis, model, (slo_ttft_ms, slo_itl_ms), goal, (least, most)), as_json)
         return
+    if not gpu_types and "--window-s" in said_in(context, _TRACE):
+        raise ValueError("--window-s: of no use without types to choose from; allowed: with --gpu-types")
     slo = answers.targets((slo_ttft_ms, slo_itl_ms), DEFAULT_SLO)
     workload = workload_of(trace, generate, arrivals, requests).at_speed(speedup)
     engine = _engine(profile)

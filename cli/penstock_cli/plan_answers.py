@@ -6,6 +6,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from penstock_simulator.dry_run import Asked, changes, dry_run
 from penstock_simulator.sizing import CheckedMix, best_splits, busiest_rate, cheapest_checked
 from penstock_simulator.workload import Workload
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import Progress
 from rich.table import Table
 
@@ -84,7 +85,8 @@ def over_time(workload: Workload, what: Asked, plot: Path | None) -> Answer:
         draw_plan(done, what.target.attainment_ratio, plot)
         sys.stderr.write(f"wrote {plot}\n")
     changed = changes(done.ticks)
-    steps = len(changed) - 1
+    begun_with = {role.value: size for role, size in what.first.items() if size}
+    steps = sum(before != after for before, after in pairwise([begun_with, *(one.desired for one in changed)]))
     table = timeline(f"{done.summary.workload}: what the autoscaler would do", changed)
     met = done.summary.goodput_ratio
     goal = what.target.attainment_ratio
@@ -96,6 +98,7 @@ def over_time(workload: Workload, what: Asked, plot: Path | None) -> Answer:
     found = {
         "accelerator_hours": done.accelerator_hours,
         "attainment_ratio": met,
+        "changes": steps,
         "decisions": [tick.decision for tick in done.ticks],
         "minutes": done.minutes,
         "summary": done.summary,
@@ -103,8 +106,10 @@ def over_time(workload: Workload, what: Asked, plot: Path | None) -> Answer:
     return Answer(msgspec.to_builtins(found), [table, said])
 
 
-def timeline(title: str, decisions: Sequence[Decision]) -> Table:
+def timeline(title: str, decisions: Sequence[Decision]) -> RenderableType:
     """When which size was asked for, and why."""
+    if not decisions:
+        return f"{title}: nothing, the traffic is over before the first decision."
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for heading in ("at", "size", "reason", "why"):
         table.add_column(heading, justify="right" if heading == "at" else "left", overflow="fold")

@@ -5,12 +5,18 @@ remembers where there is one; it takes no lease and writes nothing.
 """
 
 import asyncio
-from collections.abc import Sequence
+import sys
+from contextlib import nullcontext
 from urllib.parse import urlsplit
 
+import msgspec
+from penstock_autoscaler.decision import Decision
 from penstock_autoscaler.fits import Fits
+from penstock_autoscaler.loop import Saved, decode_saved
+from penstock_autoscaler.memory import decode
 from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, Target
 from penstock_autoscaler.scaler import Scaler
+from penstock_autoscaler.settings import ScalerSettings
 from penstock_autoscaler.starts import Starts, start_of
 from penstock_autoscaler.told import Told, decode_told
 from penstock_core.endpoint import Role
@@ -21,8 +27,9 @@ from penstock_kvindex.index import Registered
 from penstock_kvindex.models import ServedModels
 from penstock_kvindex.redis import RedisIndex
 from penstock_kvindex.scaling import ScalingStore
-from penstock_kvindex.windows import KEPT_S, Windows
-from penstock_simulator.what_if import Replayed
+from penstock_kvindex.windows import KEPT_S, SILENT_S, Windows
+from penstock_simulator.what_if import Replayed, warm_up
+from rich.console import Console
 
 from penstock_cli.data_folder import DataFolder
 from penstock_cli.explain_scaling import in_words, pace
@@ -48,36 +55,114 @@ def live_plan(folder: DataFolder, redis_url: str, model: str, given: Given, goal
     return asyncio.run(_planned(url, model or (running.model if running is not None else ""), given, goal, bounds))
 
 
+class _Known(msgspec.Struct, frozen=True):
+    """What was read of the model at one moment."""
+
+    now_s: float
+    workers: tuple[Registered, ...]
+    windows: tuple[Window, ...]
+    """What its autoscaler has not decided on yet; without one, all that is kept. Oldest first."""
+    saved: Saved | None
+    """What its autoscaler remembers; None: nothing does, or nothing that can be read."""
+    told: Told | None
+    """Its newest decision; None: there is none."""
+    decides: bool
+    """Whether an autoscaler decides for the model at present."""
+
+
 async def _planned(url: str, model: str, given: Given, goal: float, bounds: Limits) -> Answer:
     model, own = await _model(url, model)
-    slo = targets(given, own)
+    known = await _known(url, model)
+    if not known.workers:
+        return _asleep(url, model, known)
+    target = Target(slo=targets(given, own), attainment_ratio=goal)
+    replicas = tuple(_replica(one, known) for one in known.workers)
+    starts, fits = Starts(known.saved.starts if known.saved else None), Fits(known.saved.fits if known.saved else ())
+    if known.saved is None:
+        starts.see(replicas)
+    for window in known.windows:
+        fits.hear(window)
+    pools = fits.corrected(starts.measured(_pools(known, bounds)), known.now_s)
+    brain, latest = _brain(known, target)
+    seen = Observation(now_s=known.now_s, target=target, pools=pools, replicas=replicas, traffic=latest)
+    decision = await asyncio.to_thread(_decided, brain, seen)
+    speeds = "".join(f"; engines of {pool.name} take {pace(pool.fit)}" for pool in pools if pool.fit is not None)
+    return now(model, decision, {pool.name: pool.desired for pool in pools}, f"From {_history(known, brain)}{speeds}.")
+
+
+async def _known(url: str, model: str) -> _Known:
     index, windows, store = RedisIndex(url, model), Windows(url, model), ScalingStore(url, model)
     try:
-        workers = [one for one in (await index.registry()).rows if one.lease_s > 0.0]
+        workers = tuple(one for one in (await index.registry()).rows if one.lease_s > 0.0)
         told = next(iter(decode_told(await store.told(1))), None)
-        if not workers:
-            asleep = f"; its autoscaler says: {in_words(told)}" if told is not None else "; allowed: a model that is served"
-            raise NothingLive(f"model {model!r} has no worker in {_shown(url)}{asleep}")
-        brain = Scaler(what_if=Replayed())
-        # Asked anew rather than gone on from a running autoscaler's memory, which has read the latest windows already.
-        now_s, traffic = await windows.since(await windows.clock() - KEPT_S)
-        replicas = tuple(_replica(one, now_s) for one in workers)
-        starts = Starts()
-        starts.see(replicas)
-        pools = starts.measured(_pools(workers, bounds, told))
-        if traffic is not None:
-            fits = Fits()
-            fits.hear(traffic)
-            pools = fits.corrected(pools, now_s)
-        seen = Observation(now_s=now_s, target=Target(slo=slo, attainment_ratio=goal), pools=pools, replicas=replicas, traffic=traffic)
-        decision = await asyncio.to_thread(brain.step, seen)
+        decides, kept = await store.decides(), await store.memory()
+        saved = _read(kept) if kept is not None else None
+        since_s = saved.since_s if saved is not None else await windows.clock() - KEPT_S
+        now_s, found = await windows.each_since(since_s, ScalerSettings().period_s)
+        return _Known(now_s, workers, tuple(found), saved, told, decides)
     finally:
         for one in (index, windows, store):
             await one.aclose()
-    measured = "no windows of any router" if traffic is None else _measured(traffic)
-    by_whom = "its own autoscaler's decisions: `penstock explain scaling`" if told is not None else "no autoscaler has decided for it"
-    speeds = "".join(f"; engines of {pool.name} take {pace(pool.fit)}" for pool in pools if pool.fit is not None)
-    return now(model, decision, {pool.name: pool.desired for pool in pools}, f"From {measured}{speeds}; {by_whom}.")
+
+
+def _read(kept: bytes) -> Saved | None:
+    try:
+        saved = decode_saved(kept)
+        decode(saved.brain)
+    except (msgspec.DecodeError, ValueError):
+        return None  # of another version
+    return saved
+
+
+def _brain(known: _Known, target: Target) -> tuple[Scaler, Window | None]:
+    """The autoscaler's brain as it is at this moment, and the interval to decide on; None: no router has told of any lately.
+
+    Where nothing is new since the last decision the brain is taken back to before its last interval, which is decided on once more.
+    """
+    brain, windows = Scaler(what_if=Replayed()), list(known.windows)
+    if known.saved is not None:
+        brain.restore(known.saved.brain)
+    memory = brain.memory
+    if not windows and memory.windows and known.now_s - memory.windows[-1].until_s < SILENT_S:
+        windows = [memory.windows.pop()]
+        del memory.counts[-1:], memory.fared[-1:], memory.wanted[-1:]
+    for window in windows[:-1]:
+        brain.learn(window, target)
+    return brain, windows[-1] if windows else None
+
+
+def _decided(brain: Scaler, seen: Observation) -> Decision:
+    """The next decision. What replays need is compiled first: compiling would use up the decision's time, as it never does in a fleet."""
+    with Console(stderr=True).status("replaying the latest traffic") if sys.stderr.isatty() else nullcontext():
+        warm_up()
+        return brain.step(seen)
+
+
+def _asleep(url: str, model: str, known: _Known) -> Answer:
+    """Without a worker there is nothing to plan with: what its autoscaler decided. Raises NothingLive where there is none."""
+    if known.told is None or not known.decides:
+        lately = f"; its autoscaler, which runs no more, said: {in_words(known.told)}" if known.told is not None else ""
+        raise NothingLive(f"model {model!r} has no worker in {_shown(url)}{lately}; allowed: a model that is served")
+    here = {pool.name: pool.desired for pool in known.told.pools}
+    ago_s = known.now_s - known.told.decision.at_s
+    return now(model, known.told.decision, here, f"No worker is there: what its autoscaler decided {ago_s:.0f} s ago.")
+
+
+def _history(known: _Known, brain: Scaler) -> str:
+    """What the decision rests on, in words."""
+    counts = brain.memory.counts
+    if not known.windows and not counts:
+        return f"no windows of any router; {_by_whom(known)}"
+    arrivals, seconds = sum(one.arrivals for one in counts), sum(one.length_s for one in counts)
+    return f"{arrivals} request{'' if arrivals == 1 else 's'} in {seconds:.0f} s; {_by_whom(known)}"
+
+
+def _by_whom(known: _Known) -> str:
+    if known.saved is None:
+        return "no autoscaler has decided for it: its next decisions would tell how long fewer have been enough"
+    ago_s = known.now_s - known.told.decision.at_s if known.told is not None else known.now_s - known.saved.since_s
+    whose = "its autoscaler's" if known.decides else "an autoscaler's that runs no more"
+    return f"gone on from {whose} memory, {ago_s:.0f} s after its last decision (penstock explain scaling)"
 
 
 async def _model(url: str, model: str) -> tuple[str, Slo]:
@@ -93,45 +178,57 @@ async def _model(url: str, model: str) -> tuple[str, Slo]:
         await models.aclose()
 
 
-def _measured(traffic: Window) -> str:
-    return f"{traffic.arrivals} request{'' if traffic.arrivals == 1 else 's'} in {traffic.length_s:.0f} s of windows"
-
-
-def _pools(workers: Sequence[Registered], bounds: Limits, told: Told | None) -> tuple[Pool, ...]:
-    """Pools as the workers name them; their profile is the one that the first worker declares. `told`: what is known of them beside."""
+def _pools(known: _Known, bounds: Limits) -> tuple[Pool, ...]:
+    """Pools as the workers name them; their profile is the one that the first worker declares."""
     found: dict[str, list[Registered]] = {}
-    for one in workers:
+    for one in known.workers:
         found.setdefault(one.record.pool, []).append(one)
-    then = {pool.name: pool for pool in told.pools} if told is not None else {}
-    return tuple(
-        Pool(
-            name=name,
-            role=members[0].record.role,
-            desired=len(members),
-            min_replicas=min(_first(bounds[0], then[name].min_replicas if name in then else 1), len(members)),
-            max_replicas=max(_first(bounds[1], then[name].max_replicas if name in then else 16), len(members)),
-            profile=members[0].record.profile,
-            start_s=then[name].start_s if name in then else members[0].record.profile.start_s,
-            can_switch=False,
+    then = {pool.name: pool for pool in known.told.pools} if known.told is not None else {}
+    pools = []
+    for name, members in found.items():
+        desired = sum(not _drains(one) for one in members)
+        if known.told is not None and known.decides:
+            desired = known.told.decision.desired.get(name, desired)  # starting ones are not in the registry yet
+        pools.append(
+            Pool(
+                name=name,
+                role=members[0].record.role,
+                desired=desired,
+                min_replicas=min(_first(bounds[0], then[name].min_replicas if name in then else 1), desired),
+                max_replicas=max(_first(bounds[1], then[name].max_replicas if name in then else 16), desired),
+                profile=members[0].record.profile,
+                start_s=then[name].start_s if name in then else members[0].record.profile.start_s,
+                can_switch=False,
+            )
         )
-        for name, members in found.items()
-    )
+    return tuple(pools)
 
 
 def _first(given: int | None, otherwise: int) -> int:
     return otherwise if given is None else given
 
 
-def _replica(one: Registered, now_s: float) -> Replica:
-    load = one.load
-    draining, own = load is not None and load.draining, one.record.start_up
+def _drains(one: Registered) -> bool:
+    return one.load is not None and one.load.draining
+
+
+def _ready_s(pool: str, known: _Known) -> float:
+    """The registry does not tell: since the sizes are as they are, where nothing starts; else since now."""
+    told = known.told
+    if told is None or any(one.starting for one in told.pools if one.name == pool):
+        return known.now_s
+    return told.first_s
+
+
+def _replica(one: Registered, known: _Known) -> Replica:
+    load, own, ready_s = one.load, one.record.start_up, _ready_s(one.record.pool, known)
     return Replica(
         id=one.record.id,
         pool=one.record.pool,
         role=Role(one.record.role),
-        phase=Phase.DRAINING if draining else Phase.READY,
-        asked_s=now_s,
-        ready_s=now_s,
+        phase=Phase.DRAINING if _drains(one) else Phase.READY,
+        asked_s=ready_s,
+        ready_s=ready_s,
         running=load.running if load is not None else 0,
         waiting=load.waiting if load is not None else 0,
         prefill_tokens=load.prefill_tokens if load is not None else 0,

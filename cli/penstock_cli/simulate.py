@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from penstock_router.policy_names import ALLOWED, parse_policy
 
-from penstock_cli.said import said_in
+from penstock_cli.said import WITH_AUTOSCALER, refuse_said
 
 if TYPE_CHECKING:
     from penstock_autoscaler.decision import Decision
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from penstock_simulator.workload import Workload
 
 _FILE_WIDTH = 180
-_AUTOSCALE = "With the autoscaler"
 
 
 class Arrivals(StrEnum):
@@ -84,14 +83,15 @@ def simulate(
     ] = KnownBookings.HEARD,
     exchange_ms: Annotated[float, typer.Option(help="Age of news from another router.")] = 50.0,
     autoscale: Annotated[
-        bool, typer.Option("--autoscale", help="The autoscaler sizes the fleet, beginning with it as given.", rich_help_panel=_AUTOSCALE)
+        bool,
+        typer.Option("--autoscale", help="The autoscaler sizes the fleet, beginning with it as given.", rich_help_panel=WITH_AUTOSCALER),
     ] = False,
     start_s: Annotated[
-        float, typer.Option(help="How long a replica takes to start; below 0: the profile's.", rich_help_panel=_AUTOSCALE)
+        float, typer.Option(help="How long a replica takes to start; below 0: the profile's.", rich_help_panel=WITH_AUTOSCALER)
     ] = -1.0,
-    least: Annotated[int, typer.Option("--min", min=1, help="Fewest replicas of a role.", rich_help_panel=_AUTOSCALE)] = 1,
-    most: Annotated[int, typer.Option("--max", min=1, max=512, help="Most replicas of a role.", rich_help_panel=_AUTOSCALE)] = 16,
-    goal: Annotated[float, typer.Option(help="Share of requests that should meet both targets.", rich_help_panel=_AUTOSCALE)] = 0.95,
+    least: Annotated[int, typer.Option("--min", min=1, help="Fewest replicas of a role.", rich_help_panel=WITH_AUTOSCALER)] = 1,
+    most: Annotated[int, typer.Option("--max", min=1, max=512, help="Most replicas of a role.", rich_help_panel=WITH_AUTOSCALER)] = 16,
+    goal: Annotated[float, typer.Option(help="Share of requests that should meet both targets.", rich_help_panel=WITH_AUTOSCALER)] = 0.95,
     plots: Annotated[Path | None, typer.Option(help="Folder for pictures (needs the extra `plots`).")] = None,
     plot_format: Annotated[PlotForm, typer.Option(help="Format of the pictures.")] = PlotForm.PNG,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -103,9 +103,8 @@ def simulate(
     from penstock_simulator.report import summarise
     from penstock_simulator.setup import Bookings, Setup
 
-    for_autoscaler = said_in(context, _AUTOSCALE)
-    if for_autoscaler and not autoscale:
-        raise ValueError(f"{', '.join(for_autoscaler)}: of no use without the autoscaler; allowed: with --autoscale")
+    if not autoscale:
+        refuse_said(context, WITH_AUTOSCALER, "without the autoscaler", "--autoscale")
     workload = workload_of(trace, generate, arrivals, requests)
     loads = [workload.at_speed(one) for one in _speeds(speedup)]
     fleet = _fleet(workers, prefill, decode, mix, profile, transfer_gb_per_s)

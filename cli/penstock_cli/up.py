@@ -166,7 +166,7 @@ class _Up:
         fleet_log.setLevel(logging.INFO)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(number, self._on_signal, number)
         try:
             await self._start()
             self.lines.setLevel(logging.INFO)
@@ -181,8 +181,9 @@ class _Up:
             await self._end()
             fleet_log.removeHandler(self.lines)
 
-    def _on_signal(self) -> None:
-        if not self.stop.is_set():
+    def _on_signal(self, number: signal.Signals) -> None:
+        """Only a Ctrl-C kills what somebody has asked to stop before: who ends a whole process group often tells us twice."""
+        if number is not signal.SIGINT or not self.stop.is_set():
             self.stop.set()
             return
         end_all(descendants(os.getpid()), 0.0)
@@ -282,6 +283,10 @@ class _Up:
             slo, share = self.plan.target.slo, self.plan.attainment_ratio
             say(f"\nThe autoscaler sizes {bounds} so that {share:.0%} of requests have their first token within {slo.ttft_s * 1e3:g} ms")
             say(f"and the others every {slo.itl_s * 1e3:g} ms. Every change is said here; penstock explain scaling has all decisions.")
+            asleep = [pool for pool, one in self.plan.bounds.items() if not one.least]
+            if asleep:
+                idle_s = self.plan.scaling.scaler.idle_s
+                say(f"{' and '.join(asleep)} may go to 0 after {idle_s:g} s without a request; the next one waits for a start.")
             say(f"Its metrics: {self.scaling_url}")
         say("\n[dim]penstock status, penstock explain: where requests go and why.  Ctrl-C stops everything.[/]\n")
 

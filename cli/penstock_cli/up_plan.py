@@ -69,8 +69,6 @@ class UpPlan(msgspec.Struct, frozen=True, kw_only=True):
             replicas = self.desired.get(pool, 0)
             if not max(1, bounds.least) <= replicas <= bounds.most:
                 raise PenstockError(f"{pool} is {replicas}; allowed with --autoscale {pool}: {max(1, bounds.least)}..{bounds.most}")
-        if self.autoscaler_port and not self.bounds:
-            raise PenstockError(f"autoscaler_port is {self.autoscaler_port} without --autoscale; allowed: with it")
         parse_policy(self.policy)
         if self.engine != "sim" and not (Path(self.model) / "config.json").is_file():
             raise PenstockError(

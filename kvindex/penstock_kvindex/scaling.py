@@ -69,6 +69,10 @@ class ScalingStore:
         found: bytes | None = await self._bounded(cast("Awaitable[Any]", self._redis.get(self._memory)))
         return found
 
+    async def decides(self) -> bool:
+        """Whether anybody holds the right to scale."""
+        return bool(await self._bounded(cast("Awaitable[Any]", self._redis.exists(self._lease))))
+
     async def told(self, most: int = MOST_TOLD) -> list[bytes]:
         """The latest decisions, newest first."""
         return list(await self._bounded(cast("Awaitable[Any]", self._redis.lrange(self._told, 0, most - 1))))

@@ -71,6 +71,12 @@ class Windows:
         rows = [Published(*found) for found in map(decode_window, wires) if found is not None]
         return now_s, gathered(rows, since_s, now_s - self._silent_s)
 
+    async def each_since(self, since_s: float, period_s: float) -> tuple[float, list[Window]]:
+        """(now_s, the same in successive intervals of about period_s, oldest first); what `since` would have given, asked so often."""
+        now_s, wires = await self._wires(since_s)
+        rows = [Published(*found) for found in map(decode_window, wires) if found is not None]
+        return now_s, successive(rows, since_s, now_s - self._silent_s, period_s)
+
     async def aclose(self) -> None:
         if not self._shared:
             await self._redis.aclose()
@@ -116,6 +122,24 @@ def gathered(rows: Sequence[Published], since_s: float, gone_s: float) -> Window
     still = [window.waiting for router, window in ends.items() if not latest[router].last]
     fits = best_fits(fit for window in ends.values() for fit in window.fits)
     return msgspec.structs.replace(whole, since_s=max(since_s, whole.since_s), waiting=sum(still), fits=fits)
+
+
+def successive(rows: Sequence[Published], since_s: float, gone_s: float, period_s: float) -> list[Window]:
+    """What `gathered` gives, cut where windows end into intervals of at least period_s (the last one may be shorter), oldest first."""
+    whole = gathered(rows, since_s, gone_s)
+    if whole is None:
+        return []
+    fresh = [row.window for row in rows if since_s < row.window.until_s <= whole.until_s]
+    ends = sorted({one.until_s for one in fresh})
+    found: list[Window] = []
+    begin_s, after_s = whole.since_s, since_s
+    for end_s in ends:
+        if end_s - begin_s < period_s and end_s < ends[-1]:
+            continue
+        one = joined([one for one in fresh if after_s < one.until_s <= end_s])
+        found.append(msgspec.structs.replace(one, since_s=max(begin_s, one.since_s)))
+        begin_s = after_s = end_s
+    return [*found[:-1], msgspec.structs.replace(found[-1], waiting=whole.waiting, fits=whole.fits)]
 
 
 def _seconds(time: tuple[int, int]) -> float:

@@ -1,21 +1,26 @@
 """`penstock plan` from the outside: over traffic, a mix of types, splits, from live windows, and what it says of bad input."""
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 from penstock_autoscaler.decision import Decision, Reason
+from penstock_autoscaler.loop import Saved
+from penstock_autoscaler.observation import Observation, Pool, Target
+from penstock_autoscaler.scaler import Scaler
 from penstock_autoscaler.told import PoolThen, Told, encode_told
 from penstock_cli.main import app, main
 from penstock_cli.plan_live import NothingLive
 from penstock_core.endpoint import WorkerRecord
 from penstock_core.profile import DEFAULT_PROFILE
 from penstock_core.profile_fit import PoolFit
-from penstock_core.slo import Slo
+from penstock_core.slo import DEFAULT_SLO, Slo
 from penstock_core.traffic import Ended, Window
 from penstock_kvindex.models import ServedModels
 from penstock_kvindex.redis import RedisIndex
@@ -39,6 +44,21 @@ def test_over_traffic_it_tells_sizes_hours_attainment_and_reasons() -> None:
     assert found["accelerator_hours"] == pytest.approx(2 * found["summary"]["worker_s"] / 3600)
     assert found["attainment_ratio"] == found["summary"]["goodput_ratio"]
     assert all(one["reason"] and one["message"] and one["desired"].keys() == {"both"} for one in found["decisions"])
+
+
+def test_every_change_of_size_counts_the_first_decisions_too() -> None:
+    """Two replicas where one will do are one change; traffic that is over before a decision is none, and said to be so."""
+    slow = ["plan", "--generate", "poisson:requests=60,rate=0.2,prompt_tokens=500,output_tokens=20", "--min", "1"]
+    shown = planned(*slow, "--workers", "1")
+    assert "0 changes of size" in shown
+    rising = ["plan", "--generate", "poisson:requests=300,rate=12,prompt_tokens=4000,output_tokens=20", "--start-s", "1"]
+    found = msgspec.json.decode(planned(*rising, "--json"))
+    assert found["decisions"][0]["desired"]["both"] > 1, "the first decision changes the size"
+    sizes = [1, *(one["desired"]["both"] for one in found["decisions"])]
+    assert found["changes"] == sum(before != after for before, after in pairwise(sizes))
+    over = planned("plan", "--generate", "poisson:requests=5,rate=5,prompt_tokens=100,output_tokens=5")
+    assert "the traffic is over before the first decision" in over
+    assert "0 changes of size" in over
 
 
 def test_a_divided_fleet_is_planned_by_role_and_drawn(tmp_path: Path) -> None:
@@ -95,8 +115,87 @@ def test_live_it_decides_from_the_windows_and_the_targets_of_the_model(
     assert decision["reason"] == "up"
     (pool,) = decision["desired"]
     assert decision["desired"][pool] > found["here"][pool] == 1
-    assert "2400 requests in 120 s" in found["seen"]
-    assert "no autoscaler has decided for it" in found["seen"]
+    assert "2400 requests in 120 s; no autoscaler has decided for it" in found["seen"]
+
+
+def _even(since_s: float, until_s: float, rate: float) -> Window:
+    """Short prompts, each answered in time, evenly spread."""
+    count = round(rate * (until_s - since_s))
+    times = np.linspace(since_s, until_s, count, endpoint=False)
+    ended = Ended(
+        arrival_s=times,
+        prompt_tokens=np.full(count, 500),
+        hit_tokens=np.zeros(count, np.int64),
+        output_tokens=np.full(count, 50),
+        ttft_s=np.full(count, 0.1),
+        tpot_s=np.full(count, 0.01),
+        ok=np.ones(count, bool),
+    )
+    return Window(
+        since_s=since_s, until_s=until_s, arrival_s=times, prompt_tokens=np.full(count, 500), ended=ended, arrivals=count, endings=count
+    )
+
+
+def test_live_idle_time_does_not_thin_out_the_traffic_of_now(
+    redis_url: str, unused_model: str, make_record: Callable[..., WorkerRecord]
+) -> None:
+    """Windows are read one after the other, as a running autoscaler reads them: four quiet minutes and one at 2 requests/s are 2."""
+
+    async def prepare() -> None:
+        index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
+        await index.register(msgspec.structs.replace(make_record(1), profile=DEFAULT_PROFILE))
+        begin_s = await windows.clock() - 300.0
+        for n in range(60):
+            await windows.publish(Published("router", _even(begin_s + 5 * n, begin_s + 5 * n + 5, 2.0 if n >= 48 else 0.0)))
+        await index.aclose()
+        await windows.aclose()
+
+    asyncio.run(prepare())
+    found = msgspec.json.decode(planned("plan", "--redis", redis_url, "--model", unused_model, "--json"))
+    assert found["decision"]["facts"]["rate_now"] == pytest.approx(2.0)
+    assert "120 requests in 300 s" in found["seen"]
+
+
+def test_live_it_says_what_the_running_autoscaler_says(redis_url: str, unused_model: str, make_record: Callable[..., WorkerRecord]) -> None:
+    """It goes on from that one's memory, also where nothing is new since its last decision: the same sentence, sizes and reason."""
+    record = msgspec.structs.replace(make_record(1), profile=DEFAULT_PROFILE)
+    pool = Pool(
+        name=record.pool,
+        role=record.role,
+        desired=3,
+        min_replicas=1,
+        max_replicas=4,
+        profile=DEFAULT_PROFILE,
+        start_s=DEFAULT_PROFILE.start_s,
+    )
+    target = Target(slo=DEFAULT_SLO, attainment_ratio=0.95)
+
+    async def prepare() -> Decision:
+        index, windows, store = (
+            RedisIndex(redis_url, unused_model, lease_s=600.0),
+            Windows(redis_url, unused_model),
+            ScalingStore(redis_url, unused_model),
+        )
+        await index.register(record)
+        brain, now_s = Scaler(), await windows.clock()
+        for n in range(3):
+            window = _even(now_s - 15.0 * (3 - n), now_s - 15.0 * (2 - n), 0.0 if n < 1 else 0.8)
+            await windows.publish(Published("router", window))
+            decision = brain.step(Observation(now_s=window.until_s, target=target, pools=(pool,), replicas=(), traffic=window))
+        then = PoolThen(name=pool.name, role="both", desired=3, ready=3, starting=0, min_replicas=1, max_replicas=4, start_s=pool.start_s)
+        await store.hold("a", 600.0)
+        saved = msgspec.msgpack.encode(Saved(now_s, brain.saved()))
+        await store.keep("a", saved, encode_told(Told(decision=decision, pools=(then,), first_s=now_s)), again=False)
+        for one in (index, windows, store):
+            await one.aclose()
+        return decision
+
+    decided = asyncio.run(prepare())
+    assert decided.reason is Reason.WAITING
+    found = msgspec.json.decode(planned("plan", "--redis", redis_url, "--model", unused_model, "--json"))
+    assert (found["decision"]["reason"], found["decision"]["message"]) == ("waiting", decided.message)
+    assert found["decision"]["desired"] == decided.desired
+    assert "gone on from its autoscaler's memory" in found["seen"]
 
 
 def test_live_it_keeps_to_what_the_models_own_autoscaler_keeps_to(
@@ -104,8 +203,8 @@ def test_live_it_keeps_to_what_the_models_own_autoscaler_keeps_to(
 ) -> None:
     """Its bounds, unless others are given, and the profile that routers fitted; of a model that sleeps, what its autoscaler says."""
     record = msgspec.structs.replace(make_record(1), profile=DEFAULT_PROFILE)
-    decision = Decision(at_s=1.0, desired={record.pool: 1}, reason=Reason.STEADY, message="Nobody asks.")
-    pool = PoolThen(name=record.pool, role="both", desired=1, ready=1, starting=0, min_replicas=1, max_replicas=2, start_s=33.0)
+    decision = Decision(at_s=1.0, desired={record.pool: 0}, reason=Reason.STEADY, message="Nobody asks.")
+    pool = PoolThen(name=record.pool, role="both", desired=0, ready=0, starting=0, min_replicas=1, max_replicas=2, start_s=33.0)
     row = tuple(DEFAULT_PROFILE.at_speed(0.2).coefficients().tolist())
     fit = PoolFit(pool=record.pool, declared=DEFAULT_PROFILE.name, row=row, samples=900, interval_ratio=0.1, prefill_ratio=5.0)
 
@@ -117,6 +216,11 @@ def test_live_it_keeps_to_what_the_models_own_autoscaler_keeps_to(
         await store.aclose()
         await models.aclose()
 
+    async def ended() -> None:
+        store = ScalingStore(redis_url, unused_model)
+        await store.release("a")
+        await store.aclose()
+
     async def awake() -> None:
         index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
         await index.register(record)
@@ -127,7 +231,12 @@ def test_live_it_keeps_to_what_the_models_own_autoscaler_keeps_to(
 
     live = ("plan", "--redis", redis_url, "--model", unused_model)
     asyncio.run(asleep())
-    with pytest.raises(NothingLive, match=f"its autoscaler says: {record.pool} 1: Nobody asks."):
+    shown = planned(*live)
+    assert re.search(rf"{record.pool} +0 +0 *\n", shown)
+    assert "steady: Nobody asks." in shown
+    assert "No worker is there: what its autoscaler decided" in shown
+    asyncio.run(ended())
+    with pytest.raises(NothingLive, match=f"its autoscaler, which runs no more, said: {record.pool} 0: Nobody asks."):
         CliRunner().invoke(app, [*live], catch_exceptions=False)
     asyncio.run(awake())
     found = msgspec.json.decode(planned(*live, "--json"))
@@ -178,6 +287,8 @@ def test_live_without_windows_it_says_that_nothing_is_known(
         (["--gpu-types", "polynomial-reference=1"], "--gpu-types: of no use without traffic; allowed: with --trace or --generate"),
         (["--workers", "2", "--seed", "1"], "--workers, --seed: of no use without traffic"),
         ([*TRAFFIC[1:], "--gpu-types", "nothing=1", "--splits"], "--gpu-types and --splits are given; allowed: one of them"),
+        ([*TRAFFIC[1:], "--window-s", "-1"], "--window-s: of no use without types to choose from; allowed: with --gpu-types"),
+        ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference=1", "--window-s", "-1"], "window-s is -1.0; allowed: more than 0"),
         ([*TRAFFIC[1:], "--splits", "--plot", "p.png"], "--splits and --plot are given; allowed: one of them"),
         ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference"], "allowed: NAME=PRICE[*MOST]"),
         ([*TRAFFIC[1:], "--gpu-types", "nothing=1"], "gpu-types is 'nothing=1': profile is 'nothing'; allowed: "),

@@ -32,12 +32,6 @@ def test_bounds_that_make_no_sense_are_named(written: str, said: str) -> None:
         parse_bounds(written)
 
 
-def test_a_port_for_nothing_is_refused() -> None:
-    """There are no metrics of an autoscaler without one."""
-    with pytest.raises(PenstockError, match="autoscaler_port is 9000 without --autoscale; allowed: with it"):
-        UpPlan(autoscaler_port=9000)
-
-
 def test_a_scaled_pool_starts_at_its_least() -> None:
     """Unless told otherwise; pools that are not named are not there, and one that may sleep starts awake."""
     assert replicas_of(None, None, None, {}) == {"prefill": 1, "decode": 2, "both": 0}

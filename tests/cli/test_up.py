@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -220,6 +221,45 @@ def test_ctrl_c_while_starting_leaves_nothing(tmp_path: Path) -> None:
         assert [pid for pid in below if lives(pid)] == []
 
 
+@pytest.mark.parametrize("moment", ["starting", "ready"])
+def test_a_service_managers_end_of_the_whole_group_is_as_orderly(tmp_path: Path, moment: str) -> None:
+    """SIGTERM to `up`, then to its process group, as `timeout` does it: twice told is not hurried."""
+    with started(tmp_path) as up:
+        if moment == "ready":
+            up.running()
+        wait_until(lambda: len(descendants(up.process.pid)) >= 3, "nothing was started")
+        below = descendants(up.process.pid)
+        up.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Stopping" in up.said(), "no word on stopping")
+        os.killpg(up.process.pid, signal.SIGTERM)
+        assert up.process.wait(WAIT_S) in ((0,) if moment == "ready" else (0, 130)), up.said()
+        assert "did not drain" not in up.said()
+        assert [pid for pid in below if lives(pid)] == []
+
+
+@pytest.mark.ray
+def test_a_signal_to_the_group_leaves_ray_to_be_ended_in_order(tmp_path: Path) -> None:
+    """Ray's processes are in groups of their own; neither they nor Ray's folder are left."""
+    with started(tmp_path, "--host", "ray") as up:
+        wait_until(lambda: "✓ Ray" in up.said(), "Ray was not started")
+        folder = next(re.search(r"/[^\0]*/penstock-ray-[^/\0]*", one) for one in _commands(up) if "gcs_server" in one)
+        assert folder is not None
+        assert Path(folder[0]).exists()
+        os.killpg(up.process.pid, signal.SIGTERM)
+        assert up.process.wait(WAIT_S) in (0, 130), up.said()
+        assert "did not drain" not in up.said()
+        assert "Failed to connect" not in up.said()
+        assert not Path(folder[0]).exists()
+
+
+def _commands(up: Up) -> list[str]:
+    found = []
+    for pid in descendants(up.process.pid):
+        with suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"))
+    return found
+
+
 def test_a_busy_port_is_named_before_anything_starts(tmp_path: Path) -> None:
     """Status 1, one line with the port and the option, no traceback, nothing running."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -241,6 +281,8 @@ def test_a_busy_port_is_named_before_anything_starts(tmp_path: Path) -> None:
         (["--prefill", "0", "--decode", "2"], "at least one worker that prefills"),
         (["--policy", "no-such"], "policy is 'no-such'; allowed: target-misses"),
         (["--api-keys", "/no/such/file"], "cannot read /no/such/file"),
+        (["--slo-share", "0.9", "--autoscaler-port", "1"], "--slo-share, --autoscaler-port: of no use without the autoscaler"),
+        (["--autoscale-set", "period_s=5"], "--autoscale-set: of no use without the autoscaler; allowed: with --autoscale"),
         (["--redis", "nonsense"], "redis is 'nonsense'; allowed: redis://host:port/db"),
         (["--redis", "redis://127.0.0.1:1/0"], "--redis"),
     ],

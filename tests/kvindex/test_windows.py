@@ -16,7 +16,7 @@ from penstock_core.profile_fit import PoolFit
 from penstock_core.traffic import Ended, Window, joined
 from penstock_kvindex.calls import connect
 from penstock_kvindex.window_wire import MOST_ARRIVALS, MOST_FITS, decode_window, encode_window
-from penstock_kvindex.windows import KEPT_S, Published, Windows, gathered
+from penstock_kvindex.windows import KEPT_S, Published, Windows, gathered, successive
 from window_strategies import content, windows
 
 
@@ -111,6 +111,27 @@ def test_however_requests_are_spread_over_routers_the_sum_is_the_same(data: st.D
     rest = gathered(mixed, first.until_s, -60.0)
     assert rest is not None
     assert content(joined([first, rest])) == content(whole)
+
+
+@given(st.data(), st.integers(1, 3))
+def test_successive_intervals_are_the_whole_and_lie_one_after_the_other(data: st.DataObject, routers: int) -> None:
+    """No request is in two of them or in none, each is as long as asked for, the last one too where there is enough of it."""
+    rows = [Published(f"r{router}", data.draw(windows(since_s=5.0 * turn, length_s=5.0))) for router in range(routers) for turn in range(7)]
+    whole, parts = gathered(rows, 0.0, -60.0), successive(rows, 0.0, -60.0, 15.0)
+    assert whole is not None
+    assert content(joined(parts)) == content(whole)
+    assert [(one.since_s, one.until_s) for one in parts] == [(0.0, 15.0), (15.0, 30.0), (30.0, 35.0)]
+    assert [one.arrivals for one in parts] == [
+        sum(row.window.arrivals for row in rows if one.since_s < row.window.until_s <= one.until_s) for one in parts
+    ]
+    assert (parts[-1].waiting, parts[-1].fits) == (whole.waiting, whole.fits)
+    assert successive([], 0.0, -60.0, 15.0) == []
+
+
+def test_an_interval_that_nobody_told_of_is_no_quiet_one() -> None:
+    """What follows it begins where its first window begins."""
+    parts = successive([Published("a", window(0.0, 5.0)), Published("a", window(60.0, 75.0))], 0.0, -60.0, 5.0)
+    assert [(one.since_s, one.until_s) for one in parts] == [(0.0, 5.0), (60.0, 75.0)]
 
 
 @pytest.mark.parametrize("broken", [b"", b"\x81", msgspec.msgpack.encode({"v": 99})])

@@ -13,14 +13,17 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import ray
 from penstock_process import logs
+from ray._private import services
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -159,18 +162,19 @@ class RayHost:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         logging.getLogger("ray").setLevel(logging.ERROR)  # advice about its signal handlers and tokens is not for our users
         gang: dict[str, Any] = {"_node_ip_address": self._node.address, "resources": {rank_resource(0): 1}, "_system_config": _GANG_HEALTH}
-        ray.init(
-            address="local",  # a new one, whatever RAY_ADDRESS says
-            namespace=f"penstock-{os.getpid()}",
-            num_cpus=_CPUS,
-            num_gpus=self._node.gpus,
-            object_store_memory=RAY_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            _temp_dir=self._temporary,
-            **(gang if self._node.ranks else {}),
-        )
+        with _groups_of_their_own():
+            ray.init(
+                address="local",  # a new one, whatever RAY_ADDRESS says
+                namespace=f"penstock-{os.getpid()}",
+                num_cpus=_CPUS,
+                num_gpus=self._node.gpus,
+                object_store_memory=RAY_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=self._temporary,
+                **(gang if self._node.ranks else {}),
+            )
         self.address = ray.get_runtime_context().gcs_address
 
     def _make(self, config: WorkerConfig, log_path: str) -> "RayWorker":
@@ -266,6 +270,23 @@ class RayWorker:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             log.warning("a worker's process does not end", extra={"facts": {"pid": self.pid}})
+
+
+@contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Ray's processes, started inside, are not in our process group: a signal to the whole of it (of `timeout`, a shell or a service
+    manager) would end them while they are needed to end workers in order, and Ray waits a minute for what is gone, then aborts us.
+    That Ray blocks Ctrl-C in them is not enough. Another version of Ray, without this name, starts them as it likes."""
+    module: Any = services
+    plain = getattr(module, "ConsolePopen", None)
+    if plain is None:
+        yield
+        return
+    module.ConsolePopen = partial(plain, process_group=0)
+    try:
+        yield
+    finally:
+        module.ConsolePopen = plain
 
 
 def _take_signals_back() -> None:
