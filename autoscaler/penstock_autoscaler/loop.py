@@ -27,6 +27,10 @@ from penstock_autoscaler.told import PoolThen, Told, decode_told, encode_told, f
 log = logging.getLogger(__name__)
 
 
+LOOP_RANGE = (0.001, 86_400.0, "seconds")
+"""Allowed for each of them."""
+
+
 class LoopTimes(msgspec.Struct, frozen=True, kw_only=True):
     """All waits of a loop, in seconds. Raises ConfigError for one out of 0.001..86400."""
 
@@ -35,6 +39,7 @@ class LoopTimes(msgspec.Struct, frozen=True, kw_only=True):
     asleep_s: float = 1.0
     """Between decisions while every pool is at 0: what a first request waits for."""
     lease_s: float = 10.0
+    """How long after the death of one autoscaler another acts on its models."""
     step_s: float = 30.0
     """Longest wait for the brain; one that takes longer is waited for, and nothing is changed meanwhile."""
     act_s: float = 30.0
@@ -45,7 +50,7 @@ class LoopTimes(msgspec.Struct, frozen=True, kw_only=True):
     """How much earlier traffic an autoscaler without a memory looks at first."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, dict.fromkeys(self.__struct_fields__, (0.001, 86_400.0, "seconds")))
+        check_ranges(self, dict.fromkeys(self.__struct_fields__, LOOP_RANGE))
 
 
 class Saved(msgspec.Struct):

@@ -54,10 +54,22 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            least = (
-                0.0
-                if name.endswith("_ratio") or name in ("flap_cost", "replay_budget_s", "replay_fresh_s", "jump_start_s", "jump_replicas")
-                else 1e-6
-            )
-            if not least <= getattr(self, name) < 1e7:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {'0 or more' if not least else 'more than 0'}")
+            if not (0.0 if name in _MAY_BE_ZERO else 1e-6) <= getattr(self, name) < 1e7:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {least_words(name)}")
+
+
+_MAY_BE_ZERO = frozenset(
+    (
+        *(name for name in ScalerSettings.__struct_fields__ if name.endswith("_ratio")),
+        "flap_cost",
+        "replay_budget_s",
+        "replay_fresh_s",
+        "jump_start_s",
+        "jump_replicas",
+    )
+)
+
+
+def least_words(name: str) -> str:
+    """What is allowed for a setting, in words."""
+    return "0 or more" if name in _MAY_BE_ZERO else "more than 0"

@@ -13,14 +13,28 @@ from typing import Annotated, Any
 import typer
 from penstock_core.errors import PenstockError
 from penstock_router.policy_names import ALLOWED
+from typer.core import TyperGroup
 
 from penstock_cli.looking import Data, doctor, explain, status
 from penstock_cli.machine_code import use_shipped
 from penstock_cli.plan import plan
-from penstock_cli.said import WITH_AUTOSCALER, refuse_said
-from penstock_cli.simulate import simulate
+from penstock_cli.said import WITH_AUTOSCALER, refuse_said, with_value
+from penstock_cli.simulate import MOST_MS, simulate
+
+
+class _Commands(TyperGroup):
+    """Says of a refused value which one it was: the option parser's own message leaves it out."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = with_value(error)
+            raise
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Serve large language models with separate prefill and decode pools.",
     no_args_is_help=True,
     add_completion=False,
@@ -76,8 +90,12 @@ def up(
         str,
         typer.Option(help="Size pools by their traffic, within these bounds: both=1..4, or prefill=1..2,decode=1..4. [default: nothing]"),
     ] = "",
-    slo_ttft_ms: Annotated[float | None, typer.Option(min=1, help="Target: to the first token, queueing included. [default: 2000]")] = None,
-    slo_itl_ms: Annotated[float | None, typer.Option(min=0.1, help="Target: a token after the first, on average. [default: 50]")] = None,
+    slo_ttft_ms: Annotated[
+        float | None, typer.Option(min=1, max=MOST_MS, help="Target: to the first token, queueing included. [default: 2000]")
+    ] = None,
+    slo_itl_ms: Annotated[
+        float | None, typer.Option(min=0.1, max=MOST_MS, help="Target: a token after the first, on average. [default: 50]")
+    ] = None,
     slo_share: Annotated[
         float,
         typer.Option(min=0.01, max=0.999, help="Share of requests that should meet both targets.", rich_help_panel=WITH_AUTOSCALER),

@@ -11,7 +11,7 @@ import typer
 
 from penstock_cli.looking import Data
 from penstock_cli.said import refuse_said, said_in
-from penstock_cli.simulate import Arrivals, workload_of
+from penstock_cli.simulate import MOST_MS, Arrivals, workload_of
 
 if TYPE_CHECKING:
     from penstock_autoscaler.mix import Offer
@@ -25,7 +25,8 @@ def plan(
     context: typer.Context,
     trace: Annotated[Path | None, typer.Option(help="Mooncake-style .jsonl or Azure .csv, .zst or not.", rich_help_panel=_TRACE)] = None,
     generate: Annotated[
-        str, typer.Option(help="Made-up traffic instead: KIND[:name=value,...], e.g. ramp:rate=20.", rich_help_panel=_TRACE)
+        str,
+        typer.Option(help="Made-up traffic instead: KIND[:name=value,...], e.g. ramp:rate=20 (docs/simulator.md).", rich_help_panel=_TRACE),
     ] = "",
     speedup: Annotated[float, typer.Option(help="Compress the trace's time so many times.", rich_help_panel=_TRACE)] = 1.0,
     arrivals: Annotated[
@@ -57,8 +58,10 @@ def plan(
         str, typer.Option(envvar="PENSTOCK_REDIS_URL", help="Redis of the routers. [default: that of `penstock up`]", rich_help_panel=_LIVE)
     ] = "",
     data: Data = None,
-    slo_ttft_ms: Annotated[float | None, typer.Option(help="TTFT target. [default: the live model's, else 2000]")] = None,
-    slo_itl_ms: Annotated[float | None, typer.Option(help="ITL target. [default: the live model's, else 50]")] = None,
+    slo_ttft_ms: Annotated[
+        float | None, typer.Option(min=1, max=MOST_MS, help="TTFT target. [default: the live model's, else 2000]")
+    ] = None,
+    slo_itl_ms: Annotated[float | None, typer.Option(min=0.1, max=MOST_MS, help="ITL target. [default: the live model's, else 50]")] = None,
     goal: Annotated[float, typer.Option(help="Share of requests that should meet both.")] = 0.95,
     least: Annotated[
         int | None, typer.Option("--min", min=1, help="Fewest replicas of a role. [default: as the live autoscaler may, else 1]")
@@ -118,13 +121,15 @@ def parse_offers(text: str) -> "list[Offer]":
         if not equals:
             raise ValueError(f"gpu-types is {part.strip()!r}; allowed: NAME=PRICE[*MOST], e.g. polynomial-reference@0.5=1.2*8")
         try:
-            offer = Offer(name=name, profile=_engine(name), price=float(price), most=int(most) if most else 1_024)
+            engine = _engine(name)
         except ValueError as error:
-            raise ValueError(
-                f"gpu-types is {part.strip()!r}: {error}; allowed: NAME=PRICE[*MOST], e.g. polynomial-reference@0.5=1.2*8"
-            ) from None
-        if not 0.0 < offer.price < 1e9 or offer.most < 0:
-            raise ValueError(f"gpu-types is {part.strip()!r}; allowed: a price above 0, and 0 or more to be had")
+            raise ValueError(f"gpu-types is {part.strip()!r}: {error}") from None
+        try:
+            offer = Offer(name=name, profile=engine, price=float(price), most=int(most) if most else 1_024)
+        except ValueError:
+            raise ValueError(f"gpu-types is {part.strip()!r}; allowed: NAME=PRICE[*MOST], e.g. polynomial-reference@0.5=1.2*8") from None
+        if not 0.0 < offer.price < 1e9 or offer.most < 1:
+            raise ValueError(f"gpu-types is {part.strip()!r}; allowed: a price above 0, and 1 or more to be had")
         offers.append(offer)
     if len({offer.name for offer in offers}) < len(offers):
         raise ValueError(f"gpu-types is {text!r}; allowed: each name once")
@@ -136,4 +141,10 @@ def _engine(name: str) -> "EngineProfile":
 
     plain, at, speed = name.partition("@")
     engine = profile_named(plain)
-    return engine.at_speed(float(speed)) if at else engine
+    if not at:
+        return engine
+    try:
+        factor = float(speed)
+    except ValueError:
+        raise ValueError(f"speed is {speed!r}; allowed: 0.01..1000") from None
+    return engine.at_speed(factor)

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import msgspec
 from penstock_autoscaler import config as autoscaler_config
+from penstock_autoscaler.loop import LOOP_RANGE, LoopTimes
+from penstock_autoscaler.settings import ScalerSettings, least_words
 from penstock_core import metric_names
 from penstock_core.metric_names import Metric
 from penstock_operator import config as operator_config
 from penstock_router import config as router_config
+from penstock_simulator import generate as traffic
 from penstock_worker import config as worker_config
 
-from penstock_cli import resource_tables
+from penstock_cli import resource_tables, scaled_pools
 
 Ranges = Mapping[str, tuple[float, float, str]]
 
@@ -33,13 +36,41 @@ def metrics_table(metrics: Sequence[Metric]) -> str:
     return "| metric | kind | labels | meaning |\n|---|---|---|---|\n" + "".join(rows)
 
 
-def settings_table(config: type[msgspec.Struct], ranges: Ranges) -> str:
-    """Markdown rows `| setting | default | allowed | meaning |`; the meaning is the text below the field in the class."""
+def settings_table(config: type[msgspec.Struct], ranges: Ranges, but: str = "") -> str:
+    """Markdown rows `| setting | default | allowed | meaning |`; the meaning is the text below the field in the class. Not of `but`."""
     meanings = field_texts(config)
     rows = []
     for field in msgspec.structs.fields(config):
+        if field.name == but:
+            continue
         allowed = _shown_range(ranges[field.name]) if field.name in ranges else "–"
         rows.append(f"| `{field.name}` | {_shown_default(field.default)} | {allowed} | {meanings.get(field.name, '–')} |\n")
+    return "| setting | default | allowed | meaning |\n|---|---|---|---|\n" + "".join(rows)
+
+
+def traffic_table() -> str:
+    """Markdown rows `| kind | settings of its own | meaning |` of made-up traffic."""
+    rows = []
+    for kind, made in traffic.KINDS.items():
+        own = ", ".join(f"`{name}`" for name in traffic.settings_of(kind) if name not in traffic.settings_of("poisson"))
+        meaning = re.sub(r"\s+", " ", inspect.getdoc(made) or "–")
+        rows.append(f"| `{kind}` | {own or '–'} | {meaning} |\n")
+    return "| kind | settings of its own | meaning |\n|---|---|---|\n" + "".join(rows)
+
+
+def autoscale_set_table() -> str:
+    """Markdown rows as of `settings_table`, of everything that `penstock up --autoscale-set` takes."""
+    rows = []
+    for config in (ScalerSettings, LoopTimes):
+        meanings = field_texts(config)
+        for field in msgspec.structs.fields(config):
+            if config is LoopTimes and field.name in ScalerSettings.__struct_fields__:
+                continue
+            allowed = least_words(field.name) if config is ScalerSettings else _shown_range(LOOP_RANGE)
+            rows.append(f"| `{field.name}` | {_shown_default(field.default)} | {allowed} | {meanings.get(field.name, '–')} |\n")
+    low, high = scaled_pools.WINDOW_RANGE_S
+    told = "What the router tells the autoscaler of covers so many seconds."
+    rows.append(f"| `window_s` | {scaled_pools.WINDOW_S} | {_shown_range((low, high, 'seconds'))} | {told} |\n")
     return "| setting | default | allowed | meaning |\n|---|---|---|---|\n" + "".join(rows)
 
 
@@ -74,7 +105,12 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "router settings": lambda: settings_table(router_config.RouterConfig, router_config.RANGES),
         "worker settings": lambda: settings_table(worker_config.WorkerConfig, worker_config.RANGES),
         "autoscaler settings": lambda: settings_table(autoscaler_config.AutoscalerConfig, autoscaler_config.RANGES),
+        "autoscale-set settings": autoscale_set_table,
         "operator settings": lambda: settings_table(operator_config.OperatorConfig, operator_config.RANGES),
+    },
+    Path("docs/simulator.md"): {
+        "kinds of traffic": traffic_table,
+        "traffic settings": lambda: settings_table(traffic.Traffic, traffic.RANGES, "kind"),
     },
     Path("docs/resources.md"): resource_tables.TABLES,
 }

@@ -1,6 +1,6 @@
-"""Which options of a panel were said on the command line: those that mean nothing with what else was said are refused, not passed over.
+"""What was said on the command line, and how it is refused: options that mean nothing with the others, and values with what is allowed.
 
-`up`, `plan` and `simulate` ask it.
+`main`, `up`, `plan` and `simulate` ask it.
 """
 
 import typer
@@ -23,3 +23,14 @@ def refuse_said(context: typer.Context, panel: str, lacking: str, allowed: str) 
     """Raises ValueError where any of the panel's options was given."""
     if said := said_in(context, panel):
         raise ValueError(f"{', '.join(said)}: of no use {lacking}; allowed: with {allowed}")
+
+
+def with_value(error: typer.BadParameter) -> str:
+    """The parser's message, with the value that it refuses and, for a number out of its range, what is allowed."""
+    told = getattr(error.__cause__, "errors", None)
+    first = told()[0] if callable(told) else {}
+    if "input" not in first:
+        return error.message
+    bounds = first.get("ctx", {})
+    allowed = f"allowed: {bounds['ge']:g} or more" if "ge" in bounds else f"allowed: up to {bounds['le']:.10g}" if "le" in bounds else ""
+    return f"{first['input']} is given; {allowed or error.message}"

@@ -14,6 +14,9 @@ from penstock_core.endpoint import Role
 from penstock_core.errors import PenstockError
 
 MOST_REPLICAS = 64
+WINDOW_S = 5.0
+WINDOW_RANGE_S = (0.2, 10.0)
+_NAMES = frozenset((*ScalerSettings.__struct_fields__, *LoopTimes.__struct_fields__, "window_s"))
 _PART_RE = re.compile(r"\s*([a-z]+)\s*=\s*([0-9]{1,3})\s*\.\.\s*([0-9]{1,3})\s*")
 _ALLOWED = f"pool=least..most with commas between, pool of {', '.join(Role)}, numbers 0..{MOST_REPLICAS} (both=1..4)"
 
@@ -53,15 +56,17 @@ class ScalingSettings(msgspec.Struct, frozen=True, kw_only=True):
 def parse_scaling(settings: dict[str, Any]) -> ScalingSettings:
     """`{"period_s": 5}` laid over the defaults: fields of ScalerSettings and LoopTimes, and `window_s`. Raises PenstockError."""
     left = dict(settings)
-    window_s = left.pop("window_s", 5.0)
-    if not isinstance(window_s, int | float) or not 0.2 <= window_s <= 10:
-        raise PenstockError(f"window_s is {window_s!r}; allowed: 0.2..10 seconds")
+    for name, value in left.items():
+        if name in _NAMES and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise PenstockError(f"autoscale-set: {name} is {value!r}; allowed: a number (docs/configuration.md has the range)")
+    window_s = left.pop("window_s", WINDOW_S)
+    if not WINDOW_RANGE_S[0] <= window_s <= WINDOW_RANGE_S[1]:
+        raise PenstockError(f"autoscale-set: window_s is {window_s!r}; allowed: {WINDOW_RANGE_S[0]:g} to {WINDOW_RANGE_S[1]:g} seconds")
     scaler = _some(left, ScalerSettings.__struct_fields__)
     times = _some(left, LoopTimes.__struct_fields__)
     unknown = left.keys() - scaler.keys() - times.keys()
     if unknown:
-        allowed = sorted({*ScalerSettings.__struct_fields__, *LoopTimes.__struct_fields__, "window_s"})
-        raise PenstockError(f"autoscale-set names {sorted(unknown)[0]!r}; allowed: {', '.join(allowed)}")
+        raise PenstockError(f"autoscale-set names {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(_NAMES))}")
     try:
         settled = msgspec.convert(scaler, ScalerSettings)
         return ScalingSettings(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from penstock_simulator.workload import Workload
 
 _FILE_WIDTH = 180
+MOST_MS = 86_399_999.0
+"""Of any time in milliseconds: a day, which is not allowed itself."""
 
 
 class Arrivals(StrEnum):
@@ -49,15 +51,17 @@ class PlotForm(StrEnum):
 def simulate(
     context: typer.Context,
     trace: Annotated[Path | None, typer.Option(help="Mooncake-style .jsonl or Azure .csv, .zst or not.")] = None,
-    generate: Annotated[str, typer.Option(help="Made-up traffic: KIND[:name=value,...], e.g. bursts:rate=20,cv=4.")] = "",
+    generate: Annotated[
+        str, typer.Option(help="Made-up traffic: KIND[:name=value,...], e.g. bursts:rate=20,cv=4 (docs/simulator.md).")
+    ] = "",
     workers: Annotated[int, typer.Option(min=0, max=1024, help="Workers that prefill and decode.")] = 0,
     prefill: Annotated[int, typer.Option(min=0, max=1024, help="Prefill workers.")] = 0,
     decode: Annotated[int, typer.Option(min=0, max=1024, help="Decode workers.")] = 0,
     mix: Annotated[str, typer.Option(help="Workers of several kinds instead: COUNTxPROFILE[@SPEED][/ROLE],...")] = "",
     policy: Annotated[str, typer.Option(help=f"Placement policy: {ALLOWED}.")] = "target-misses",
     compare: Annotated[str, typer.Option(help="Several policies, with commas, on the same traffic.")] = "",
-    slo_ttft_ms: Annotated[float, typer.Option(help="TTFT target.")] = 2_000.0,
-    slo_itl_ms: Annotated[float, typer.Option(help="ITL target.")] = 50.0,
+    slo_ttft_ms: Annotated[float, typer.Option(min=1, max=MOST_MS, help="TTFT target.")] = 2_000.0,
+    slo_itl_ms: Annotated[float, typer.Option(min=0.1, max=MOST_MS, help="ITL target.")] = 50.0,
     speedup: Annotated[str, typer.Option(help="Compress the trace's time so many times; several with commas: several loads.")] = "1",
     arrivals: Annotated[
         Arrivals, typer.Option(help="stored: as in the file; spread: evenly within an instant's quantum.")
@@ -65,7 +69,10 @@ def simulate(
     requests: Annotated[int, typer.Option(min=0, help="Only the first so many; 0: all.")] = 0,
     profile: Annotated[str, typer.Option(help="Timing of the workers.")] = "polynomial-reference",
     declared_speed: Annotated[
-        float, typer.Option(help="Workers say that they are so many times as fast as they are: a wrong profile for the router.")
+        float,
+        typer.Option(
+            min=0.01, max=1_000, help="Workers say that they are so many times as fast as they are: a wrong profile for the router."
+        ),
     ] = 1.0,
     fitted: Annotated[bool, typer.Option(help="Correct declared profiles by measured passes.")] = True,
     transfer_gb_per_s: Annotated[float, typer.Option(help="Link of each prefill worker; inf: free; 0: the profile's.")] = 0.0,
@@ -74,14 +81,14 @@ def simulate(
     admission: Annotated[
         bool, typer.Option("--admission", help="The router's line: requests wait, and are shed, as its defaults say.")
     ] = False,
-    report_lag_ms: Annotated[float, typer.Option(help="Age of a load report when the router hears it.")] = 0.0,
-    index_lag_ms: Annotated[float, typer.Option(help="How long a change of a cache takes to reach the router.")] = 0.0,
+    report_lag_ms: Annotated[float, typer.Option(min=0, max=MOST_MS, help="Age of a load report when the router hears it.")] = 0.0,
+    index_lag_ms: Annotated[float, typer.Option(min=0, max=MOST_MS, help="How long a change of a cache takes to reach the router.")] = 0.0,
     routers: Annotated[int, typer.Option(min=1, max=16, help="Replicas of the router.")] = 1,
     bookings: Annotated[
         KnownBookings,
         typer.Option(help="What routers know of one another's: nothing, news, also mirrored guesses, or a shared ledger."),
     ] = KnownBookings.HEARD,
-    exchange_ms: Annotated[float, typer.Option(help="Age of news from another router.")] = 50.0,
+    exchange_ms: Annotated[float, typer.Option(min=0, max=MOST_MS, help="Age of news from another router.")] = 50.0,
     autoscale: Annotated[
         bool,
         typer.Option("--autoscale", help="The autoscaler sizes the fleet, beginning with it as given.", rich_help_panel=WITH_AUTOSCALER),

@@ -23,6 +23,8 @@ def with_autoscaler(wanted: Wanted, goal: float, bounds: tuple[int, int], start_
     """The same replays, each with a loop of its own. Raises ValueError for fleets of several kinds, and for sizes out of bounds."""
     if not 0.0 < goal < 1.0:
         raise ValueError(f"goal is {goal!r}; allowed: more than 0 and less than 1")
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"min is {bounds[0]}; allowed: 1..{bounds[1]}, the value of --max")
     made: Wanted = []
     loops: list[Autoscaled] = []
     for workload, setup in wanted:

@@ -18,59 +18,92 @@ _LONGEST_TOKENS = 131_072
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What to make; fields that a kind does not use are ignored by it."""
+    """What to make; fields that a kind does not use are ignored by it, and refused by `parse_traffic`."""
 
     kind: str
     requests: int = 2_000
+    """How many there are."""
     rate: float = 8.0
-    """Requests a second on average (sessions and agents: counting every turn)."""
+    """Requests a second on average (`sessions` and `agents`: counting every turn)."""
     prompt_tokens: int = 2_000
     """Mean of a prompt; of what a turn adds to a conversation."""
     output_tokens: int = 250
-    cv: float = 4.0
-    """`bursts`: deviation of the gaps between arrivals ÷ their mean."""
-    peak: float = 3.0
-    """`ramp`: rate in the middle ÷ rate at both ends."""
-    groups: int = 16
-    """`shared-prefix`, `agents`: how many different prefixes there are."""
-    prefix_tokens: int = 2_048
-    """`shared-prefix`, `agents`: their length, on top of the prompt."""
-    turns: int = 6
-    """`sessions`, `agents`: requests that follow one another."""
-    gap_s: float = 10.0
-    """`sessions`: seconds a reader takes; `agents`: a fifth of it is what a tool takes. Exponential."""
+    """Mean of an answer."""
     seed: int = 0
+    """Another seed is other traffic of the same kind."""
+    cv: float = 4.0
+    """Deviation of the gaps between arrivals ÷ their mean; 1: as random as `poisson`."""
+    peak: float = 3.0
+    """Rate in the middle ÷ rate at both ends. The mean is `rate`: with `rate=8,peak=3` it goes from 4 up to 12 and back."""
+    groups: int = 16
+    """How many different prefixes there are."""
+    prefix_tokens: int = 2_048
+    """Their length, on top of the prompt."""
+    turns: int = 6
+    """Requests that follow one another."""
+    gap_s: float = 10.0
+    """Mean time that a reader takes; of it a tool of `agents` takes a fifth. Exponential."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"generate is {self.kind!r}; allowed: {', '.join(KINDS)}")
-        for name, least, most in _RANGES:
+        for name, (least, most, _) in RANGES.items():
             if not least <= getattr(self, name) <= most:
-                raise ValueError(f"generate: {name} is {getattr(self, name)!r}; allowed: {least:g}..{most:g}")
+                raise ValueError(f"generate: {name} is {getattr(self, name)!r}; {_allowed(name)}")
 
 
-_RANGES = (
-    ("requests", 1, 10_000_000), ("rate", 1e-3, 1e6), ("prompt_tokens", 1, _LONGEST_TOKENS), ("output_tokens", 1, _LONGEST_TOKENS),
-    ("cv", 0.1, 20.0), ("peak", 1.0, 100.0), ("groups", 1, 100_000), ("prefix_tokens", 0, _LONGEST_TOKENS), ("turns", 1, 1_000),
-    ("gap_s", 0.0, 1e5), ("seed", 0, 2**32 - 1),
-)  # fmt: skip
+RANGES: dict[str, tuple[float, float, str]] = {
+    "requests": (1, 10_000_000, ""),
+    "rate": (1e-3, 1e6, "requests a second"),
+    "prompt_tokens": (1, _LONGEST_TOKENS, "tokens"),
+    "output_tokens": (1, _LONGEST_TOKENS, "tokens"),
+    "seed": (0, 2**32 - 1, ""),
+    "cv": (0.1, 20.0, ""),
+    "peak": (1.0, 100.0, "times"),
+    "groups": (1, 100_000, ""),
+    "prefix_tokens": (0, _LONGEST_TOKENS, "tokens"),
+    "turns": (1, 1_000, "requests"),
+    "gap_s": (0.0, 1e5, "seconds"),
+}
+"""What is allowed for each number: lowest, highest, unit."""
+_OF_ALL = ("requests", "rate", "prompt_tokens", "output_tokens", "seed")
+_OWN = {
+    "bursts": ("cv",),
+    "ramp": ("peak",),
+    "shared-prefix": ("groups", "prefix_tokens"),
+    "sessions": ("turns", "gap_s"),
+    "agents": ("groups", "prefix_tokens", "turns", "gap_s"),
+}
+
+
+def settings_of(kind: str) -> tuple[str, ...]:
+    """Names of the settings that mean something for it."""
+    return _OF_ALL + _OWN.get(kind, ())
 
 
 def parse_traffic(text: str) -> Traffic:
     """`kind` or `kind:name=value,name=value`. Raises ValueError naming field, value and what is allowed."""
     kind, _, rest = text.partition(":")
-    given: dict[str, str] = {}
-    allowed = [field for field in Traffic.__struct_fields__ if field != "kind"]
+    if kind not in KINDS:
+        raise ValueError(f"generate is {kind!r}; allowed: {', '.join(KINDS)}")
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Traffic)}
+    given: dict[str, float] = {}
     for pair in filter(None, rest.split(",")):
         name, equals, value = pair.partition("=")
-        if not equals or name not in allowed:
-            raise ValueError(f"generate: {pair!r}; allowed: name=value with a name of {', '.join(allowed)}")
-        given[name] = value
-    try:
-        return msgspec.convert({"kind": kind, **given}, Traffic, strict=False)
-    except msgspec.ValidationError as error:
-        said = str(error)
-        raise ValueError(said if said.startswith("generate") else f"generate is {text!r}: {said}") from None
+        if not equals or name not in settings_of(kind):
+            shown = ", ".join(f"{one}={defaults[one]:g}" for one in settings_of(kind))
+            raise ValueError(f"generate: {pair!r}; allowed for {kind}: {shown} (with their defaults), commas between")
+        try:
+            given[name] = int(value) if isinstance(defaults[name], int) else float(value)
+        except ValueError:
+            whole = "a whole number, " if isinstance(defaults[name], int) else ""
+            raise ValueError(f"generate: {name} is {value!r}; {_allowed(name).replace(': ', f': {whole}', 1)}") from None
+    return Traffic(kind=kind, **given)  # type: ignore[arg-type]
+
+
+def _allowed(name: str) -> str:
+    least, most, unit = RANGES[name]
+    return f"allowed: {least:g} to {most:.10g} {unit}".rstrip()
 
 
 def generate(traffic: Traffic) -> Workload:
@@ -85,11 +118,12 @@ Made = tuple[list[Asked], int]
 
 
 def _poisson(traffic: Traffic, rng: Generator) -> Made:
+    """Independent requests at an even rate: gaps are exponential."""
     return _independent(traffic, rng, rng.exponential(1.0 / traffic.rate, traffic.requests).cumsum().tolist()), 0
 
 
 def _bursts(traffic: Traffic, rng: Generator) -> Made:
-    """Gamma gaps: their deviation is cv times their mean."""
+    """Independent requests that come in bursts: gaps are gamma, their deviation is `cv` times their mean."""
     shape = 1.0 / traffic.cv**2
     gaps = rng.gamma(shape, 1.0 / (traffic.rate * shape), traffic.requests)
     return _independent(traffic, rng, gaps.cumsum().tolist()), 0

@@ -293,6 +293,8 @@ def test_live_without_windows_it_says_that_nothing_is_known(
         ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference"], "allowed: NAME=PRICE[*MOST]"),
         ([*TRAFFIC[1:], "--gpu-types", "nothing=1"], "gpu-types is 'nothing=1': profile is 'nothing'; allowed: "),
         ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference=x"], "allowed: NAME=PRICE[*MOST]"),
+        ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference=3*0"], "allowed: a price above 0, and 1 or more to be had"),
+        ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference@x=3"], "polynomial-reference@x=3': speed is 'x'; allowed: 0.01..1000"),
         ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference=0"], "allowed: a price above 0"),
         ([*TRAFFIC[1:], "--gpu-types", "polynomial-reference=1,polynomial-reference=2"], "allowed: each name once"),
         ([*TRAFFIC[1:], "--prefill", "2"], "allowed: --workers alone, or --prefill and --decode"),

@@ -104,11 +104,10 @@ def test_pictures_without_matplotlib_name_the_extra(
         ([*MADE_UP, "--profile", "fast"], "profile is 'fast'; allowed: "),
         ([*MADE_UP, "--speedup", "0"], "speedup is 0.0; allowed: "),
         ([*MADE_UP, "--speedup", "1,fast"], "speedup is '1,fast'; allowed: "),
-        ([*MADE_UP, "--slo-ttft-ms", "-1"], "ttft_s is -0.001; allowed: "),
         ([*MADE_UP, "--workers", "0", "--prefill", "2"], "--decode 1 or more"),
         ([*MADE_UP, "--mix", "2xpolynomial-reference"], "beside --workers, --prefill or --decode"),
         ([*MADE_UP, "--workers", "0", "--mix", "fast"], "mix is 'fast'; allowed: COUNTxPROFILE"),
-        ([*MADE_UP, "--routers", "2", "--exchange-ms", "-1"], "exchange_s is -0.001; allowed: 0 or more"),
+        ([*MADE_UP, "--autoscale", "--min", "5", "--max", "2"], "min is 5; allowed: 1..2, the value of --max"),
         ([*MADE_UP, "--goal", "0.9", "--max", "3"], "--max, --goal: of no use without the autoscaler; allowed: with --autoscale"),
         ([*MADE_UP, "--transfer-gb-per-s", "-3"], "transfer-gb-per-s is -3.0"),
     ],
@@ -120,6 +119,29 @@ def test_bad_input_names_field_value_and_what_is_allowed(
     error = said(monkeypatch, capsys, *arguments)
     assert words in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--routers", "0", "1 or more"),
+        ("--requests", "-1", "0 or more"),
+        ("--slo-ttft-ms", "-1", "1 or more"),
+        ("--slo-itl-ms", "0", "0.1 or more"),
+        ("--report-lag-ms", "-1", "0 or more"),
+        ("--exchange-ms", "-1", "0 or more"),
+        ("--declared-speed", "0", "0.01 or more"),
+        ("--routers", "17", "up to 16"),
+        ("--declared-speed", "fast", "valid number"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named_as_it_was_given(option: str, value: str, allowed: str) -> None:
+    """The user's option, the user's value in the user's unit, and the range."""
+    done = CliRunner().invoke(app, [*MADE_UP, option, value])
+    assert done.exit_code == 2
+    words = " ".join(done.output.replace("│", " ").split())
+    assert f"'{option}': {value} is given; " in words
+    assert allowed in words
 
 
 def test_a_wrong_profile_is_found_out_by_the_autoscaler_too() -> None:

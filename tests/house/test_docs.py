@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 from penstock_cli.reference import TABLES, between_marks, field_texts, metrics_table, with_table
+from penstock_cli.scaled_pools import parse_scaling
+from penstock_core.errors import PenstockError
 from penstock_core.metric_names import ALL, Metric
 from penstock_router.config import RouterConfig
+from penstock_simulator.generate import KINDS, Traffic, parse_traffic
 from penstock_worker.config import WorkerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +50,27 @@ def test_every_setting_of_router_and_worker_stands_in_the_docs() -> None:
     for name, config in (("router settings", RouterConfig), ("worker settings", WorkerConfig)):
         listed = re.findall(r"^\| `(\w+)` \|", between_marks(page, name)[1], re.MULTILINE)
         assert listed == list(config.__struct_fields__)
+
+
+def test_every_setting_that_autoscale_set_takes_stands_in_the_docs() -> None:
+    """And no other: those of the table are taken, and the refusal of an unknown one names the same."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| ([0-9.,]+) \|", between_marks(page, "autoscale-set settings")[1], re.MULTILINE)
+    parse_scaling({name: float(default.replace(",", "")) if "." in default else int(default) for name, default in listed})
+    with pytest.raises(PenstockError) as refused:
+        parse_scaling({"watch_namespace": 1})
+    assert sorted(name for name, _ in listed) == str(refused.value).rpartition("allowed: ")[2].split(", ")
+
+
+def test_every_kind_of_made_up_traffic_stands_in_the_docs_with_settings_it_takes() -> None:
+    """Read back from the page: each row's own settings are taken with their defaults."""
+    page = (ROOT / "docs" / "simulator.md").read_text()
+    kinds = re.findall(r"^\| `([a-z-]+)` \| ([^|]*) \|", between_marks(page, "kinds of traffic")[1], re.MULTILINE)
+    defaults = dict(re.findall(r"^\| `(\w+)` \| ([0-9.,]+) \|", between_marks(page, "traffic settings")[1], re.MULTILINE))
+    assert [kind for kind, _ in kinds] == list(KINDS)
+    for kind, own in kinds:
+        names = [*list(defaults)[:5], *re.findall(r"`(\w+)`", own)]
+        assert parse_traffic(f"{kind}:{','.join(f'{name}={defaults[name]}' for name in names)}") == Traffic(kind=kind)
 
 
 def test_pages_are_as_the_code_would_write_them() -> None:

@@ -125,8 +125,11 @@ def test_a_turn_begins_with_all_that_was_said_before() -> None:
     ("text", "said"),
     [
         ("nope", "generate is 'nope'; allowed: poisson"),
-        ("poisson:rate", "name=value"),
-        ("poisson:rate=x", "rate"),
+        ("poisson:rate", "'rate'; allowed for poisson: requests=2000, rate=8, .*seed=0 .with their defaults., commas between"),
+        ("poisson:peak=3", "'peak=3'; allowed for poisson: requests="),
+        ("ramp:cv=3", "allowed for ramp: .*, peak=3 "),
+        ("poisson:rate=x", "generate: rate is 'x'; allowed: 0.001 to 1000000 requests a second"),
+        ("poisson:requests=2.5", "generate: requests is '2.5'; allowed: a whole number, 1 to 10000000"),
         ("ramp:peak=0.5", "peak is 0.5"),
     ],
 )
