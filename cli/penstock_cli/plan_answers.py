@@ -126,6 +126,7 @@ def mixed(workload: Workload, offers: Sequence[Offer], slo: Slo, goal: float, wi
     with _saying() as say:
         best = cheapest_checked(workload, offers, slo, goal, rate, say)
         each = {offer.name: _alone(workload, offer, slo, goal, rate, say) for offer in offers} if len(offers) > 1 else {}
+    replays = best.replays + sum(one.replays for one in each.values() if one is not None)
     alone = {name: one.mix.price if one is not None else None for name, one in each.items()}
     # The programme knows no queues: what it takes for the cheapest mix may need more in the replay than one type alone.
     best = min((best, *(one for one in each.values() if one is not None)), key=lambda one: one.mix.price)
@@ -136,8 +137,8 @@ def mixed(workload: Workload, offers: Sequence[Offer], slo: Slo, goal: float, wi
         count = best.mix.replicas.get(offer.name, 0)
         table.add_row(offer.name, str(count), f"{offer.price:g}", f"{count * offer.price:g}")
     table.add_row("in all", str(sum(best.mix.replicas.values())), "", f"{best.mix.price:g}", style="bold")
-    many = f"{best.replays} mix{'' if best.replays == 1 else 'es'}"
-    said = f"Simulated: {best.attainment_ratio:.2%} of the requests met both targets (goal {goal:.1%}); {many} replayed."
+    many = f"{replays} replay{'' if replays == 1 else 's'}"
+    said = f"Simulated: {best.attainment_ratio:.2%} of the requests met both targets (goal {goal:.1%}); {many}."
     beside = [f"{name} alone: {price:g} an hour" if price is not None else f"{name} alone: not enough" for name, price in alone.items()]
     found = {"rate": rate, **msgspec.to_builtins(best), "alone": alone}
     return Answer(found, [table, said, *beside])
@@ -146,7 +147,7 @@ def mixed(workload: Workload, offers: Sequence[Offer], slo: Slo, goal: float, wi
 def _alone(workload: Workload, offer: Offer, slo: Slo, goal: float, rate: float, say: Callable[[str], None]) -> CheckedMix | None:
     """With one type only; None where that does not do."""
     try:
-        return cheapest_checked(workload, [offer], slo, goal, rate, say)
+        return cheapest_checked(workload, [offer], slo, goal, rate, lambda text: say(f"{offer.name} alone: {text}"))
     except PenstockError:
         return None
 

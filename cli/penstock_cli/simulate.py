@@ -146,7 +146,7 @@ def simulate(
     if plots is not None:
         from penstock_simulator.plots import draw
 
-        for path in draw(replays, plots, plot_format.value):
+        for path in draw(replays, plots, plot_format.value, [loop.ticks for loop in loops]):
             sys.stderr.write(f"wrote {path}\n")
     if as_json:
         encoded = msgspec.json.encode({"replays": summaries, **({"decisions": [_decisions(loop) for loop in loops]} if loops else {})})
@@ -156,7 +156,7 @@ def simulate(
     from rich.console import Console
 
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
-    console.print(table(summaries))
+    console.print(table(summaries, "workers at first" if loops else "workers"))
     for summary, loop in zip(summaries, loops, strict=False):
         from penstock_simulator.dry_run import changes
 

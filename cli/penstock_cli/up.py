@@ -134,7 +134,7 @@ class _FleetLines(logging.Handler):
         facts: dict[str, Any] = getattr(record, "facts", {})
         shown = " ".join(f"{name}={value}" for name, value in facts.items())
         colour = "yellow" if record.levelno >= logging.WARNING else "dim"
-        self.console.print(f"[{colour}]fleet: {escape(record.getMessage())} {escape(shown)}[/]")
+        self.console.print(f"[{colour}]fleet: {escape(' '.join(filter(None, (record.getMessage(), shown))))}[/]")
 
 
 class _Up:

@@ -6,7 +6,7 @@ Needs matplotlib, which comes with the extra `plots`. The file's ending decides 
 from pathlib import Path
 
 from penstock_simulator.dry_run import DryRun
-from penstock_simulator.plots import FORMATS, pyplot
+from penstock_simulator.plots import FORMATS, draw_sizes, pyplot
 
 
 def draw_plan(found: DryRun, goal_ratio: float, path: Path) -> None:
@@ -19,13 +19,7 @@ def draw_plan(found: DryRun, goal_ratio: float, path: Path) -> None:
     minutes = [one.at_s / 60.0 for one in found.minutes]
     rate.step(minutes, [one.arrivals / 60.0 for one in found.minutes], where="post")
     rate.set(ylabel="requests a second", ylim=(0, None), title=found.summary.workload)
-    times = [tick.decision.at_s / 60.0 for tick in found.ticks]
-    for pool in found.ticks[0].decision.desired if found.ticks else ():
-        (line,) = sizes.step(times, [tick.replicas.get(f"{pool} ready", 0) for tick in found.ticks], where="post", label=f"{pool}, ready")
-        wanted = [tick.decision.desired[pool] for tick in found.ticks]
-        sizes.step(times, wanted, where="post", linestyle=":", color=line.get_color(), label=f"{pool}, desired")
-    sizes.set(ylabel="replicas", ylim=(0, None))
-    sizes.legend()
+    draw_sizes(sizes, found.ticks, 60.0)
     met.step(minutes, [100.0 * one.good / one.arrivals if one.arrivals else float("nan") for one in found.minutes], where="post")
     met.axhline(100.0 * goal_ratio, color="grey", linestyle=":", label="goal")
     met.set(ylabel="met both targets, in %", xlabel="minutes", ylim=(0, 101))

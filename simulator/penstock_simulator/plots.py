@@ -1,8 +1,9 @@
-"""Pictures of replays: TTFT and ITL distributions, goodput over load, and load and hits per worker over time.
+"""Pictures of replays: TTFT and ITL distributions, goodput by load and policy, and load, hits and an autoscaler's sizes over time.
 
 Needs matplotlib, which comes with the extra `plots`. The file's ending decides between PNG and SVG.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from penstock_core.errors import PenstockError
 
 from penstock_simulator import fleet as fl
+from penstock_simulator.autoscaled import Tick
 from penstock_simulator.report import Summary, request_ttft_s, summarise
 from penstock_simulator.setup import Replay
 
@@ -20,8 +22,10 @@ class PlotsMissing(PenstockError):
     """matplotlib is not installed; install the extra."""
 
 
-def draw(replays: list[Replay], folder: Path, form: str = "png") -> list[Path]:
+def draw(replays: list[Replay], folder: Path, form: str = "png", decided: Sequence[Sequence[Tick]] = ()) -> list[Path]:
     """Write `latencies`, `goodput` and one `workers-POLICY-N` picture a replay into `folder`; gives their paths.
+
+    `decided`: what an autoscaler decided in each replay; its sizes are drawn below the workers.
 
     Raises PlotsMissing without matplotlib, ValueError for another format than png and svg.
     """
@@ -30,8 +34,10 @@ def draw(replays: list[Replay], folder: Path, form: str = "png") -> list[Path]:
     plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [("latencies", _latencies(plt, replays))]
-    pictures.append(("goodput", _goodput(plt, [summarise(one) for one in replays])))
-    pictures += [(f"workers-{_word(one, at)}", _workers(plt, one)) for at, one in enumerate(replays)]
+    summaries = [summarise(one) for one in replays]
+    one_load = len({one.policy for one in summaries}) == len(summaries)
+    pictures.append(("goodput", (_goodput_bars if one_load else _goodput)(plt, summaries)))
+    pictures += [(f"workers-{_word(one, at)}", _workers(plt, one, decided[at] if decided else ())) for at, one in enumerate(replays)]
     paths = []
     for name, figure in pictures:
         paths.append(folder / f"{name}.{form}")
@@ -86,16 +92,41 @@ def _goodput(plt: Any, summaries: list[Summary]) -> Any:
     return figure
 
 
-def _workers(plt: Any, replay: Replay) -> Any:
-    """Requests at each worker and its hits, over time."""
-    figure, (load_axes, hit_axes) = plt.subplots(2, 1, figsize=(11, 6), sharex=True)
+def _goodput_bars(plt: Any, summaries: list[Summary]) -> Any:
+    """Of one load: there is no line to draw, but policies to compare."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    axes.bar([one.policy for one in summaries], [one.goodput_ratio * 100 for one in summaries])
+    axes.set(xlabel=f"{summaries[0].rate:.3g} requests a second", ylabel="goodput in %", ylim=(0, 100))
+    return figure
+
+
+def draw_sizes(axes: Any, ticks: Sequence[Tick], unit_s: float = 1.0) -> None:
+    """Replicas that are ready and those desired, by pool, over time in units of so many seconds."""
+    times = [tick.decision.at_s / unit_s for tick in ticks]
+    for pool in ticks[0].decision.desired if ticks else ():
+        (line,) = axes.step(times, [tick.replicas.get(f"{pool} ready", 0) for tick in ticks], where="post", label=f"{pool}, ready")
+        wanted = [tick.decision.desired[pool] for tick in ticks]
+        axes.step(times, wanted, where="post", linestyle=":", color=line.get_color(), label=f"{pool}, desired")
+    axes.set(ylabel="replicas", ylim=(0, None))
+    axes.legend()
+
+
+def _workers(plt: Any, replay: Replay, decided: Sequence[Tick]) -> Any:
+    """Requests at each worker and its hits, over time; sizes, where an autoscaler decided."""
+    figure, (load_axes, hit_axes, *more) = plt.subplots(3 if decided else 2, 1, figsize=(11, 8 if decided else 6), sharex=True)
+    highest = 1.0
     times = [sample.now_s for sample in replay.samples]
     for w, spec in enumerate(replay.setup.workers):
         load_axes.plot(times, [sample.running[w] + sample.waiting[w] for sample in replay.samples], linewidth=0.8, label=spec.id)
         hits = np.array([sample.hit_tokens[w] for sample in replay.samples], float)
         prompts = np.array([sample.prompt_tokens[w] for sample in replay.samples], float)
-        hit_axes.plot(times, 100 * hits / np.maximum(1.0, prompts), linewidth=0.8)
+        shares = 100 * hits / np.maximum(1.0, prompts)
+        hit_axes.plot(times, shares, linewidth=0.8)
+        highest = max(highest, float(shares.max(initial=0.0)))
     load_axes.set(ylabel="requests there", title=replay.setup.policy)
     load_axes.legend(ncols=4, fontsize="small")
-    hit_axes.set(xlabel="seconds", ylabel="hit tokens so far in %")
+    hit_axes.set(ylabel="hit tokens so far in %", ylim=(0, 1.05 * highest))
+    for axes in more:
+        draw_sizes(axes, decided)
+    figure.axes[-1].set(xlabel="seconds")
     return figure

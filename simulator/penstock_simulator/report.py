@@ -108,10 +108,10 @@ def workers_word(replay: Replay) -> str:
     return "+".join(word for word in (str(roles["both"]) if roles["both"] else "", divided) if word)
 
 
-def table(summaries: list[Summary]) -> Table:
-    """One row a replay; times in milliseconds."""
+def table(summaries: list[Summary], fleet: str = "workers") -> Table:
+    """One row a replay; times in milliseconds. `fleet`: heading of the column of fleets."""
     shown = Table(title=f"{summaries[0].workload}: {summaries[0].requests} requests" if summaries else None)
-    for name in ("policy", "workers"):
+    for name in ("policy", fleet):
         shown.add_column(name)
     for name in ("req/s", "goodput", "TTFT mean/p50/p90/p99 ms", "TPOT mean/p99 ms", "ITL p50/p99 ms", "hits", "worker-h", "not served"):
         shown.add_column(name, justify="right")

@@ -72,6 +72,19 @@ def test_pictures_are_written_in_the_format_asked_for(tmp_path: Path, form: str)
     assert all((tmp_path / "out" / name).read_bytes().startswith(begins) for name in names)
 
 
+def test_an_autoscalers_sizes_are_drawn_too(tmp_path: Path) -> None:
+    """Below the workers, with what is ready and what is desired; what has no hits is drawn from 0 up, and one load as bars."""
+    pytest.importorskip("matplotlib")
+    made_up = ["--generate", "poisson:requests=200,rate=4,prompt_tokens=800,output_tokens=20"]
+    simulated(*made_up, "--autoscale", "--start-s", "2", "--plots", str(tmp_path), "--plot-format", "svg", "--json")
+    drawn = {path.stem: path.read_text() for path in tmp_path.iterdir()}
+    workers = drawn["workers-target-misses-0"]
+    assert "both, ready" in workers
+    assert "both, desired" in workers
+    assert "−0.04" not in workers
+    assert "target-misses" in drawn["goodput"]
+
+
 def test_several_loads_are_several_replays_of_each_policy() -> None:
     """Policy by policy, in the order of the loads, each with its rate."""
     found = msgspec.json.decode(simulated("--compare", "round-robin,target-misses", "--speedup", "1,4", "--json"))["replays"]

@@ -100,7 +100,7 @@ def plan(desired: Mapping[str, int], observed: Sequence[Observed], limits: Fleet
         free = (name for name in (worker_id(pool, number) for number in itertools.count()) if name not in known)
         missing = list(itertools.islice(free, count - len(staying)))
         wanted.update(staying)
-        actions += [Action(Do.START, name, pool, "missing") for name in missing]
+        actions += [Action(Do.START, name, pool, f"{len(staying)} of {count} are there") for name in missing]
     for worker in observed:
         step = _keep(worker, limits, now_s) if worker.id in wanted else _remove(worker, limits, now_s)
         if step is not None:
