@@ -45,7 +45,7 @@ class AutoscalerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     jump_factor: float = _BRAIN.jump_factor
     """Where replicas take more than a minute to start: to so many times its rate traffic may jump at once, and be served."""
     jump_replicas: int = _BRAIN.jump_replicas
-    """At most so many replicas are kept for that; where it takes more, none."""
+    """At most so many replicas may it keep busy beyond what traffic does now; where it would more, it is not prepared for."""
     what_if: bool = True
     """Replay the latest traffic in the simulator before a decision; false: size by the fluid bound alone."""
     lease_s: float = 10.0

@@ -30,8 +30,9 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where a start takes longer than this, a jump of the rate is insured against: it cannot be waited for."""
     jump_factor: float = 2.5
     """The jump that a fleet is to stand: to so many times the rate expected."""
-    jump_replicas: int = 2
-    """At most so many replicas are kept for it; where it takes more, none: a part of them would be idle now and of little use then."""
+    jump_replicas: int = 3
+    """At most so many replicas may it keep busy beyond what traffic does now; where it would more, none is kept for it: all of them
+    would cost more than is missed, a part of them is of little use."""
     recover_s: float = 60.0
     """Requests that wait are to be served within so long, or within a start-up time where that is longer."""
     worth_factor: float = 3.0

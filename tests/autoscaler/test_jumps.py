@@ -40,6 +40,12 @@ def test_where_a_few_more_would_not_save_it_none_are_kept() -> None:
     assert kept(5, 5.0).sizes == {"both": 5}
 
 
+@pytest.mark.parametrize("size", [3, 4, 5, 6])
+def test_whether_a_jump_is_insured_against_depends_on_the_load_alone(size: int) -> None:
+    """At 3 requests a second it takes seven, and four more than are busy now: too many, however near to seven the price happens to be."""
+    assert kept(size, 3.0).sizes == {"both": size}
+
+
 def test_what_is_large_enough_for_a_jump_stays_as_it_is() -> None:
     """The price may ask for more than a jump does."""
     assert kept(6, 1.2) == Found(sizes={"both": 6}, attainment_ratio=0.97, met=True)
