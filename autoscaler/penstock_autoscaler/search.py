@@ -104,7 +104,8 @@ def fewest(guess: Sizes, pools: Sequence[Pool], bounds: Bounds, goal: Goal, tria
         sizes, seen, rose = larger, tried, True
     if not rose or len(pools) > 1:  # the pool that was not short may have too many
         sizes, seen = _down(sizes, seen, pools, bounds, goal, trial)
-    return Found(sizes=sizes, attainment_ratio=1.0 - _missed(seen), met=met)
+    reached = seen.goodput_ratio
+    return Found(sizes=sizes, attainment_ratio=1.0 if reached is None else reached, met=met)
 
 
 def _up(
