@@ -23,6 +23,8 @@ from penstock_simulator.what_if import Replayed
 from penstock_simulator.workload import Workload
 
 _MINUTE_S = 60.0
+AMPLE_REPLAYS_S = 30.0
+"""CPU seconds: more than any decision's replays took."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +41,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     accelerators: int = 1
     """Of one replica."""
     seed: int = 0
-    settings: ScalerSettings = ScalerSettings()
+    settings: ScalerSettings = ScalerSettings(replay_budget_s=AMPLE_REPLAYS_S)
+    """With as many replays as a decision asks for: how busy the machine is does not change what is found."""
 
     def __post_init__(self) -> None:
         outside = {role.value: size for role, size in self.first.items() if not self.least <= size <= self.most}
