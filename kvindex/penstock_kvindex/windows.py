@@ -23,6 +23,8 @@ MOST_KEPT = 20_000
 """Windows of one model; more than that many routers would need another form."""
 SILENT_S = 20.0
 """A router that has said nothing for so long is taken for gone, though it did not say so."""
+_SAME_S = 1e-3
+"""Three windows of 5 s are 15 s, though their ends are rounded."""
 _A_PAGE = 64
 _EARLY_S = 1.0
 """By how much a router's idea of Redis' clock may be late: windows are looked for so much before they should have come."""
@@ -134,7 +136,7 @@ def successive(rows: Sequence[Published], since_s: float, gone_s: float, period_
     found: list[Window] = []
     begin_s, after_s = whole.since_s, since_s
     for end_s in ends:
-        if end_s - begin_s < period_s and end_s < ends[-1]:
+        if end_s - begin_s < period_s - _SAME_S and end_s < ends[-1]:
             continue
         one = joined([one for one in fresh if after_s < one.until_s <= end_s])
         found.append(msgspec.structs.replace(one, since_s=max(begin_s, one.since_s)))

@@ -144,7 +144,7 @@ def test_live_idle_time_does_not_thin_out_the_traffic_of_now(
     async def prepare() -> None:
         index, windows = RedisIndex(redis_url, unused_model, lease_s=600.0), Windows(redis_url, unused_model)
         await index.register(msgspec.structs.replace(make_record(1), profile=DEFAULT_PROFILE))
-        begin_s = await windows.clock() - 300.0
+        begin_s = np.floor(await windows.clock()) - 300.0
         for n in range(60):
             await windows.publish(Published("router", _even(begin_s + 5 * n, begin_s + 5 * n + 5, 2.0 if n >= 48 else 0.0)))
         await index.aclose()
@@ -177,7 +177,7 @@ def test_live_it_says_what_the_running_autoscaler_says(redis_url: str, unused_mo
             ScalingStore(redis_url, unused_model),
         )
         await index.register(record)
-        brain, now_s = Scaler(), await windows.clock()
+        brain, now_s = Scaler(), await windows.clock() + 300.0  # ahead, so that it is not taken for long ago on a slow machine
         for n in range(3):
             window = _even(now_s - 15.0 * (3 - n), now_s - 15.0 * (2 - n), 0.0 if n < 1 else 0.8)
             await windows.publish(Published("router", window))

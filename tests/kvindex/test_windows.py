@@ -116,6 +116,9 @@ def test_however_requests_are_spread_over_routers_the_sum_is_the_same(data: st.D
 @given(st.data(), st.integers(1, 3))
 def test_successive_intervals_are_the_whole_and_lie_one_after_the_other(data: st.DataObject, routers: int) -> None:
     """No request is in two of them or in none, each is as long as asked for, the last one too where there is enough of it."""
+    assert (
+        len(successive([Published("r", window(1.7e9 + 0.1 + 5 * n, 1.7e9 + 0.1 + 5 * n + 5)) for n in range(60)], 0.0, -60.0, 15.0)) == 20
+    )
     rows = [Published(f"r{router}", data.draw(windows(since_s=5.0 * turn, length_s=5.0))) for router in range(routers) for turn in range(7)]
     whole, parts = gathered(rows, 0.0, -60.0), successive(rows, 0.0, -60.0, 15.0)
     assert whole is not None
