@@ -105,7 +105,10 @@ class Follower:
         """Workers reloaded, by reason: gap, epoch, trimmed, incarnation."""
 
     async def run(self) -> None:
-        """Follow until cancelled."""
+        """Follow until cancelled; a second time it goes on where it was."""
+        for worker in self._workers.values():
+            if worker.feed.reloading:  # cut short by the end of the last run
+                self._fetch(worker, "again")
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._repeat("registry", self._follow_registry))
@@ -198,6 +201,9 @@ class Follower:
             return
         self.reloads[reason] += 1
         worker.feed.begin_reload()
+        self._fetch(worker, reason)
+
+    def _fetch(self, worker: Followed, reason: str) -> None:
         task = asyncio.create_task(self._reload_until_done(worker, reason))
         self._reloading.add(task)
         task.add_done_callback(self._reloading.discard)

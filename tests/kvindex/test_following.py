@@ -173,6 +173,32 @@ def test_a_follower_that_missed_trimmed_batches_reloads_the_workers(open_store: 
     asyncio.run(story())
 
 
+def test_a_follower_stopped_in_the_middle_of_a_reload_takes_it_up_again(open_store: OpenStore, make_record: MakeRecord) -> None:
+    """Else everything that worker says would be held back for ever."""
+
+    async def story() -> None:
+        async with fleet_of(Fleet(open_store())) as fleet:
+            fleet.start_worker(make_record(0))
+            fleet.follow()
+            fleet.start_traffic()
+            await until(lambda: fleet.follower.mirror.chunks > 0, "the follower is warm")
+            asked = asyncio.Event()
+
+            async def never(_record: WorkerRecord) -> None:
+                asked.set()
+                await asyncio.Event().wait()
+
+            fleet.follower._fetch_state = never
+            fleet.follower._reload(fleet.follower._workers["worker-0"], "gap")
+            await asked.wait()
+            await fleet.stop("follower")
+            fleet.follower._fetch_state = None
+            fleet.follow()
+            await fleet.agrees()
+
+    asyncio.run(story())
+
+
 def test_a_restarted_worker_starts_empty_in_the_mirror(open_store: OpenStore, make_record: MakeRecord) -> None:
     """Another epoch of the same id: nothing of the old process is credited to the new one."""
 
