@@ -130,7 +130,7 @@ class Scaler:
             switches=switched,
             late=late(seen, self._settings),
             reason=Reason.SWITCH if switched else resized.reason,
-            message=_words(here, desired, resized, needed, expected, rate),
+            message=_words(here, desired, resized, needed, expected, rate, seen.target.attainment_ratio),
             facts=facts,
         )
 
@@ -160,7 +160,7 @@ class Scaler:
             short = [pool for pool in shortest(lately, seen.pools) if here[pool.name] < bounds.most[pool.name]]
             if short:
                 sizes = {**here, short[0].name: here[short[0].name] + 1}
-                needed = Found(sizes=sizes, attainment_ratio=None, met=True)
+                needed = Found(sizes=sizes, attainment_ratio=None, met=True, missed_ratio=missed)
         return needed, kept
 
     # -- what is remembered ---------------------------------------------------------------------------------------
@@ -211,11 +211,19 @@ def _change(here: dict[str, int], desired: dict[str, int]) -> str:
     return ", ".join(f"{name} {here[name]}" + (f" → {size}" if size != here[name] else "") for name, size in desired.items())
 
 
-def _words(here: dict[str, int], desired: dict[str, int], resized: Resized, needed: Found, expected: Forecast, planned: float) -> str:
+def _words(
+    here: dict[str, int], desired: dict[str, int], resized: Resized, needed: Found, expected: Forecast, planned: float, goal_ratio: float
+) -> str:
     rate = f"{expected.now:.2f} requests/s" + (f", planned for {planned:.2f}" if planned > 1.01 * expected.now else "")
     sizes = " + ".join(f"{size} {name}" for name, size in needed.sizes.items())
     share = "" if needed.attainment_ratio is None else f" would meet {needed.attainment_ratio:.1%}"
     if needed.spare:
         share += f"{' without the' if share else ':'} {needed.spare} kept for a jump"
+    if needed.missed_ratio is not None:
+        share += (
+            f", one more than there are: {needed.missed_ratio:.0%} of the last minute's requests missed a target, with all of them ready"
+        )
+    elif needed.met and needed.attainment_ratio is not None and needed.attainment_ratio < goal_ratio:
+        share += ", and one more would bring too little"
     waiting = "" if not resized.smaller else "; fewer would do, but not for long enough yet"
     return f"{_change(here, desired)}: {rate}; {sizes}{share}{waiting}."

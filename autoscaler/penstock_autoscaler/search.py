@@ -83,6 +83,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """False: more is wanted than is allowed, or it is not known whether more is wanted."""
     spare: int = 0
     """Replicas of these that are kept for a jump; the attainment predicted is without them."""
+    missed_ratio: float | None = None
+    """Where it is one more than replays say: the share of the latest requests that missed a target, which is why."""
 
 
 Trial = Callable[[dict[str, int]], Attainment | None]

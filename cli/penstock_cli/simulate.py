@@ -17,6 +17,7 @@ from penstock_cli.said import WITH_AUTOSCALER, refuse_said
 if TYPE_CHECKING:
     from penstock_autoscaler.decision import Decision
     from penstock_simulator.autoscaled import Autoscaled
+    from penstock_simulator.report import Summary
     from penstock_simulator.setup import Replay, Setup, WorkerSpec
     from penstock_simulator.workload import Workload
 
@@ -148,6 +149,13 @@ def simulate(
 
         for path in draw(replays, plots, plot_format.value, [loop.ticks for loop in loops]):
             sys.stderr.write(f"wrote {path}\n")
+    _show(summaries, loops, as_json)
+
+
+def _show(summaries: "list[Summary]", loops: "list[Autoscaled]", as_json: bool) -> None:
+    """A table and what an autoscaler did, or all of it as JSON."""
+    import msgspec
+
     if as_json:
         encoded = msgspec.json.encode({"replays": summaries, **({"decisions": [_decisions(loop) for loop in loops]} if loops else {})})
         sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")

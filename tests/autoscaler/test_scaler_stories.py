@@ -231,6 +231,22 @@ def test_targets_that_go_on_being_missed_overrule_the_arithmetic() -> None:
     made = world.minutes(12, 2.5, missed_ratio=0.2)
     assert world.size() > before
     assert all(after.desired["both"] - one.desired["both"] <= 1 for one, after in pairwise(made))
+    grown = next(one for one in made if one.reason is Reason.UP)
+    assert "one more than there are: 21% of the last minute's requests missed a target" in grown.message
+
+
+class NineInTen:
+    """A what-if in which no size helps the tenth request."""
+
+    def replay(self, sizes: object, pools: object, asked: object, slo: object, budget_s: float) -> Answer:
+        return Answer(Attainment(100, 90, 90, 90), 0.0)
+
+
+def test_a_size_below_the_goal_says_why_it_is_enough() -> None:
+    """Else 90 % at a goal of 95 % reads as a mistake."""
+    world = World(pool(desired=3, start_s=10.0), what_if=NineInTen())
+    message = world.minutes(5, 2.0)[-1].message
+    assert "would meet 90.0%, and one more would bring too little" in message
 
 
 def test_nothing_shrinks_while_targets_are_missed() -> None:

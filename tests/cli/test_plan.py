@@ -118,22 +118,25 @@ def test_live_it_decides_from_the_windows_and_the_targets_of_the_model(
     assert "2400 requests in 120 s; no autoscaler has decided for it" in found["seen"]
 
 
-def _even(since_s: float, until_s: float, rate: float) -> Window:
-    """Short prompts, each answered in time, evenly spread."""
-    count = round(rate * (until_s - since_s))
+def _window(since_s: float, until_s: float, count: int, tokens: tuple[int, int], ttft_s: float, tpot_s: float) -> Window:
+    """So many requests of (prompt, answer) tokens, evenly spread, all answered within it."""
     times = np.linspace(since_s, until_s, count, endpoint=False)
+    prompts, answers = (np.full(count, one) for one in tokens)
     ended = Ended(
         arrival_s=times,
-        prompt_tokens=np.full(count, 500),
+        prompt_tokens=prompts,
         hit_tokens=np.zeros(count, np.int64),
-        output_tokens=np.full(count, 50),
-        ttft_s=np.full(count, 0.1),
-        tpot_s=np.full(count, 0.01),
+        output_tokens=answers,
+        ttft_s=np.full(count, ttft_s),
+        tpot_s=np.full(count, tpot_s),
         ok=np.ones(count, bool),
     )
-    return Window(
-        since_s=since_s, until_s=until_s, arrival_s=times, prompt_tokens=np.full(count, 500), ended=ended, arrivals=count, endings=count
-    )
+    return Window(since_s=since_s, until_s=until_s, arrival_s=times, prompt_tokens=prompts, ended=ended, arrivals=count, endings=count)
+
+
+def _even(since_s: float, until_s: float, rate: float) -> Window:
+    """Short prompts, each answered in time."""
+    return _window(since_s, until_s, round(rate * (until_s - since_s)), (500, 50), 0.1, 0.01)
 
 
 def test_live_idle_time_does_not_thin_out_the_traffic_of_now(
@@ -248,20 +251,7 @@ def test_live_it_keeps_to_what_the_models_own_autoscaler_keeps_to(
 
 def _busy(since_s: float, until_s: float) -> Window:
     """Twenty requests a second of 4,000 tokens: 1.7 replicas' worth of prefill alone."""
-    times = np.linspace(since_s, until_s, 2_400, endpoint=False)
-    count = len(times)
-    ended = Ended(
-        arrival_s=times,
-        prompt_tokens=np.full(count, 4_000),
-        hit_tokens=np.zeros(count, np.int64),
-        output_tokens=np.full(count, 200),
-        ttft_s=np.full(count, 5.0),
-        tpot_s=np.full(count, 0.2),
-        ok=np.ones(count, bool),
-    )
-    return Window(
-        since_s=since_s, until_s=until_s, arrival_s=times, prompt_tokens=np.full(count, 4_000), ended=ended, arrivals=count, endings=count
-    )
+    return _window(since_s, until_s, 2_400, (4_000, 200), 5.0, 0.2)
 
 
 def test_live_without_windows_it_says_that_nothing_is_known(
