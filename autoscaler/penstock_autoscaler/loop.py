@@ -17,11 +17,10 @@ from penstock_process.settings import check_ranges
 
 from penstock_autoscaler.decision import Decision
 from penstock_autoscaler.figures import Figures
-from penstock_autoscaler.fits import Fits, HeardFit
+from penstock_autoscaler.knowledge import Knowledge, decode_saved
 from penstock_autoscaler.lease import Lease
-from penstock_autoscaler.observation import Observation, Phase, Start
-from penstock_autoscaler.ports import Actuator, Brain, Fleet, ScaleFailed, Signals, Store
-from penstock_autoscaler.starts import Starts
+from penstock_autoscaler.observation import Observation, Phase
+from penstock_autoscaler.ports import Actuator, Brain, ScaleFailed, Signals, Store
 from penstock_autoscaler.told import PoolThen, Told, decode_told, encode_told, follows
 
 log = logging.getLogger(__name__)
@@ -46,37 +45,14 @@ class LoopTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Longest wait for one call of the actuator, beside its own time-outs."""
     quiet_s: float = 20.0
     """How long after the last traffic was told of it is no news that none is: windows come more seldom than decisions, or late."""
-    history_s: float = 240.0
-    """How much earlier traffic an autoscaler without a memory looks at first."""
 
     def __post_init__(self) -> None:
         check_ranges(self, dict.fromkeys(self.__struct_fields__, LOOP_RANGE))
 
 
-class Saved(msgspec.Struct):
-    """What goes into the store: how far the traffic has been read, the brain's own memory, what is known of engines and their starts."""
-
-    since_s: float
-    brain: bytes
-    fits: list[HeardFit] = []
-    starts: dict[str, list[Start]] = {}
-
-
-def decode_saved(kept: bytes) -> Saved:
-    """What a loop kept. Raises msgspec.DecodeError for anything else."""
-    return msgspec.msgpack.decode(kept, type=Saved)
-
-
-class _Thought(msgspec.Struct):
-    """A decision under way: for which moment, from which traffic."""
-
-    task: asyncio.Task[Decision]
-    seen: Observation
-
-
 class ScalingLoop:
-    """State: how far the traffic has been read, what it said of engines, the last decision told, the clock's last word. All of it changes
-    in `tick` only."""
+    """State: what is known of the model, the last decision told, a thought under way, the clock's first and last word. All of it changes in
+    `tick` only."""
 
     def __init__(
         self,
@@ -103,13 +79,12 @@ class ScalingLoop:
         self._figures = figures
         self._on_decision = on_decision
         self._wakeable = wakeable
-        self._since_s: float | None = None
-        self._fits = Fits()
-        self._starts = Starts()
+        self._known = Knowledge()
         self._last: Told | None = None
         self._clock: tuple[float, float] | None = None  # the Windows' clock and ours (loop time), at one moment
+        self._begun_s = 0.0  # the first word of the Windows' clock
         self._restored = False
-        self._thinking: _Thought | None = None
+        self._thinking: asyncio.Task[Decision] | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -129,7 +104,8 @@ class ScalingLoop:
 
     @property
     def _period_s(self) -> float:
-        asleep = self._last is not None and not any(self._last.decision.desired.values())
+        """Before the first decision its holder of the lease does not know that the pools are not at 0."""
+        asleep = self.lease.held if self._last is None else not any(self._last.decision.desired.values())
         return min(self.times.asleep_s, self.times.period_s) if asleep else self.times.period_s
 
     async def tick(self) -> Told | None:
@@ -139,24 +115,24 @@ class ScalingLoop:
         if self.lease.others:
             self._restored = False  # whoever holds it now goes on with the memory
             return None
+        if self._thinking is not None and await self._thought() is None:
+            return None  # begun in an earlier tick: its word comes too late, but until it has ended it changes the memory
         if not await self._remember():
             return None
-        now_s, traffic, away = await self._listen()
-        if traffic is None and not away and now_s is not None and now_s - (self._since_s or 0.0) < self.times.quiet_s:
-            return None
-        fleet = await self._look(now_s) if now_s is not None else None
-        if now_s is None or fleet is None:
+        heard = await self._listen()
+        seen = await self._look(*heard) if heard is not None else None
+        if seen is None:
             return None
         begin_s = time.monotonic()
-        decision = await self._decide(now_s, fleet, traffic)
+        decision = await self._decide(seen)
         if decision is None:
             return None
         seconds = time.monotonic() - begin_s
-        pools = _pools_then(fleet)
+        pools = _pools_then(seen)
         told = Told(decision=decision, pools=pools, first_s=decision.at_s, seconds=seconds)
         if self.lease.held:
-            told = msgspec.structs.replace(told, trouble=await self._act(decision, fleet))
-            await self._say_wakeable(fleet)
+            told = msgspec.structs.replace(told, trouble=await self._act(decision, seen))
+            await self._say_wakeable(seen)
         self._figures.decided(self.model, decision, pools, seconds)
         await self._tell(told)
         return self._last
@@ -165,77 +141,78 @@ class ScalingLoop:
         """Take over what the last holder kept, once a lease; False where the store cannot be asked and nothing is known yet."""
         if self._restored:
             return True
+        loop_s = asyncio.get_running_loop().time()
         try:
             now_s, kept, told = await self._signals.clock(), await self._store.memory(), decode_told(await self._store.told(1))
         except IndexUnavailable as error:
-            return self._since_s is not None or self._fail("signals", error)
-        if self._since_s is None:
-            self._since_s = now_s - self.times.history_s
+            return self._clock is not None or self._fail("signals", error)
+        if self._clock is None:
+            self._clock, self._begun_s = (now_s, loop_s), now_s
         self._last = told[0] if told else None
         if kept is not None:
-            try:
-                saved = decode_saved(kept)
-                self._brain.restore(saved.brain)
-                self._since_s = min(now_s, saved.since_s)
-                self._fits, self._starts = Fits(saved.fits), Starts(saved.starts)
-            except (msgspec.DecodeError, ValueError) as error:
-                log.warning("what the last autoscaler remembered cannot be read: %s", error, extra={"facts": {"model": self.model}})
+            self._take_over(kept, now_s)
         self._restored = self.lease.held
         return True
 
-    async def _listen(self) -> tuple[float | None, Window | None, bool]:
-        """(now, the traffic not yet decided on, whether the store is away: now is reckoned then; None before its first word)."""
-        assert self._since_s is not None  # noqa: S101 -- _remember has set it
+    def _take_over(self, kept: bytes, now_s: float) -> None:
+        """Go on with what was kept, unless that is behind what this one has decided on itself and could not keep."""
+        try:
+            saved = decode_saved(kept)
+            if saved.since_s >= self._known.since_s:
+                self._brain.restore(saved.brain)
+                self._known = Knowledge(msgspec.structs.replace(saved, since_s=min(now_s, saved.since_s)))
+        except (msgspec.DecodeError, ValueError) as error:
+            log.warning("what the last autoscaler remembered cannot be read: %s", error, extra={"facts": {"model": self.model}})
+
+    async def _listen(self) -> tuple[float, list[Window]] | None:
+        """(now, the traffic not yet decided on, oldest first). While the store is away there is none, and now is reckoned.
+
+        None: nothing new has been told, and none is overdue."""
+        assert self._clock is not None  # noqa: S101 -- _remember has set it
         loop_s = asyncio.get_running_loop().time()
         try:
-            now_s, traffic = await self._signals.since(self._since_s)
+            now_s, traffic = await self._signals.since(self._known.since_s, self.times.period_s)
         except IndexUnavailable as error:
             self._fail("signals", error)
-            return (None if self._clock is None else self._clock[0] + loop_s - self._clock[1]), None, True
+            return self._clock[0] + loop_s - self._clock[1], []
         self._clock = (now_s, loop_s)
-        if traffic is not None:
-            self._fits.hear(traffic)
-        return now_s, traffic, False
+        if not traffic and now_s - max(self._known.since_s, self._begun_s) < self.times.quiet_s:
+            return None
+        return now_s, traffic
 
-    async def _look(self, now_s: float) -> Fleet | None:
+    async def _look(self, now_s: float, traffic: list[Window]) -> Observation | None:
         try:
             async with asyncio.timeout(self.times.act_s):
                 fleet = await self._actuator.look(now_s)
         except (ScaleFailed, TimeoutError) as error:
             self._fail("look", error)
             return None
-        self._starts.see(fleet.replicas)
-        return msgspec.structs.replace(fleet, pools=self._starts.measured(self._fits.corrected(fleet.pools, now_s)))
+        return self._known.observed(now_s, fleet, traffic)
 
-    async def _decide(self, now_s: float, fleet: Fleet, traffic: Window | None) -> Decision | None:
-        """The brain's word, from a thread of its own: a what-if takes up to seconds, and the lease must be renewed meanwhile."""
-        seen = Observation(
-            now_s=now_s,
-            target=fleet.target,
-            pools=fleet.pools,
-            replicas=fleet.replicas,
-            traffic=traffic,
-            paused=fleet.paused,
-            overridden=fleet.overridden,
-        )
-        if self._thinking is None:
-            task = asyncio.create_task(asyncio.to_thread(self._brain.step, seen))
-            self._thinking = _Thought(task, seen)
-        thought = self._thinking
-        done, _ = await asyncio.wait((thought.task,), timeout=self.times.step_s)
+    async def _decide(self, seen: Observation) -> Decision | None:
+        """The brain's word, from a thread of its own: a what-if takes up to seconds, and the lease must be renewed meanwhile.
+
+        What it is given it learns, whatever becomes of its word; so it is not given again."""
+        self._known.decided(seen)
+        if seen.traffic is not None:
+            for interval in (*seen.earlier, seen.traffic):
+                self._figures.heard(self.model, interval, seen.target.slo)
+        self._thinking = asyncio.create_task(asyncio.to_thread(self._brain.step, seen))
+        return await self._thought()
+
+    async def _thought(self) -> Decision | None:
+        """The end of the thought under way; None where that cannot be waited for. Raises what went wrong in it."""
+        assert self._thinking is not None  # noqa: S101 -- asked of a thought under way
+        done, _ = await asyncio.wait((self._thinking,), timeout=self.times.step_s)
         if not done:
             self._fail("decide", TimeoutError(f"no decision within {self.times.step_s:g} s"))
             return None
-        self._thinking = None
-        decision = thought.task.result()
-        if thought.seen.traffic is not None:
-            self._since_s = thought.seen.traffic.until_s
-            self._figures.heard(self.model, thought.seen.traffic, thought.seen.target.slo)
-        return decision if thought.seen.now_s == now_s else None  # asked in an earlier tick, and too late by now
+        thought, self._thinking = self._thinking, None
+        return thought.result()
 
-    async def _act(self, decision: Decision, fleet: Fleet) -> str:
+    async def _act(self, decision: Decision, seen: Observation) -> str:
         """Carry it out and show it; why that could not be done, or nothing."""
-        here = {pool.name: pool.desired for pool in fleet.pools}
+        here = {pool.name: pool.desired for pool in seen.pools}
         trouble = ""
         if decision.valid and (decision.desired != here or decision.switches or decision.late):
             trouble = await self._call("carry_out", self._actuator.carry_out, decision)
@@ -250,8 +227,8 @@ class ScalingLoop:
             return str(error) or f"took longer than {self.times.act_s:g} s"
         return ""
 
-    async def _say_wakeable(self, fleet: Fleet) -> None:
-        if self._wakeable is None or all(pool.min_replicas for pool in fleet.pools):
+    async def _say_wakeable(self, seen: Observation) -> None:
+        if self._wakeable is None or all(pool.min_replicas for pool in seen.pools):
             return
         try:
             await self._wakeable()
@@ -268,9 +245,7 @@ class ScalingLoop:
         self._on_decision(self._last, again)
         if not self.lease.held:
             return
-        assert self._since_s is not None  # noqa: S101 -- _remember has set it
-        brain = await asyncio.to_thread(self._brain.saved)
-        memory = msgspec.msgpack.encode(Saved(self._since_s, brain, self._fits.kept(decision.at_s), self._starts.kept()))
+        memory = self._known.saved(await asyncio.to_thread(self._brain.saved), decision.at_s)
         try:
             if not await self._store.keep(self.lease.who, memory, encode_told(self._last), again=again):
                 self.lease.lost()
@@ -287,8 +262,8 @@ class ScalingLoop:
         self._restored = self._restored and held
 
 
-def _pools_then(fleet: Fleet) -> tuple[PoolThen, ...]:
-    phases = [(one.pool, one.phase) for one in fleet.replicas]
+def _pools_then(seen: Observation) -> tuple[PoolThen, ...]:
+    phases = [(one.pool, one.phase) for one in seen.replicas]
     return tuple(
         PoolThen(
             name=pool.name,
@@ -302,5 +277,5 @@ def _pools_then(fleet: Fleet) -> tuple[PoolThen, ...]:
             start=pool.start,
             fit=msgspec.structs.replace(pool.fit, row=()) if pool.fit is not None else None,
         )
-        for pool in fleet.pools
+        for pool in seen.pools
     )

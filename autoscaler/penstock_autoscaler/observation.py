@@ -115,7 +115,10 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[Pool, ...]
     replicas: tuple[Replica, ...]
     traffic: Window | None
-    """Since the last observation, all routers together; None: nothing is known of the interval (no router published)."""
+    """The interval to decide on: the latest since the last observation, all routers together; None: nothing is known of any."""
+    earlier: tuple[Window, ...] = ()
+    """The intervals between the last observation and `traffic`, oldest first: where longer than a period has passed since, nothing was
+    decided on them, and they are no part of the present."""
     paused: str = ""
     """Why nothing may be changed now, in words; empty: it may."""
     overridden: Mapping[str, str] = {}

@@ -58,8 +58,10 @@ class Signals(Protocol):
         """Now, on the clock of the Windows, in seconds."""
         ...
 
-    async def since(self, since_s: float) -> tuple[float, Window | None]:
-        """(now_s, all routers' traffic after since_s, joined); None where not all of them have told of any moment after it."""
+    async def since(self, since_s: float, period_s: float) -> tuple[float, list[Window]]:
+        """(now_s, all routers' traffic after since_s in successive intervals of about period_s, oldest first).
+
+        Empty where not all of them have told of any moment after it. What nobody has told of lies between intervals, in none."""
         ...
 
 
@@ -87,7 +89,7 @@ class Brain(Protocol):
     """Decides; `scaler.Scaler`. One thread at a time calls it."""
 
     def step(self, seen: Observation) -> Decision:
-        """What to have now. Up to seconds of CPU."""
+        """What to have now. It learns all traffic in `seen`, each interval being handed in once. Up to seconds of CPU."""
         ...
 
     def saved(self) -> bytes:

@@ -5,7 +5,7 @@ from `trend`, `forecast` and `demand`, rules from `decide` and `split`.
 """
 
 import msgspec
-from penstock_core.slo import Attainment, Slo
+from penstock_core.slo import Attainment
 from penstock_core.traffic import Window, attained
 
 from penstock_autoscaler.decide import Resized, bounds_of, last_hold_s, late, resize
@@ -46,15 +46,12 @@ class Scaler:
         """Go on with what `saved` gave. Raises msgspec.DecodeError for anything else."""
         self.memory = decode(kept)
 
-    def learn(self, traffic: Window, target: Target) -> None:
-        """Traffic of an interval on which nothing is to be decided: it lies before the one that `step` is called with next."""
-        self._add(traffic, target.slo, 1.0 - target.attainment_ratio)
-
     def step(self, seen: Observation) -> Decision:
-        """What to have now. Call it once a period, with the traffic since the last call."""
+        """What to have now. Call it once a period, with all traffic since the last call."""
         if seen.traffic is None:
             return _unchanged(seen, Reason.NO_DATA, "No router has said what arrived: nothing is changed.", valid=False)
-        self.learn(seen.traffic, seen.target)
+        for interval in (*seen.earlier, seen.traffic):
+            self._learn(interval, seen.target)
         if seen.paused:
             return _unchanged(seen, Reason.PAUSED, f"Paused: {seen.paused}.")
         if seen.pools and all(pool.name in seen.overridden for pool in seen.pools):
@@ -165,11 +162,11 @@ class Scaler:
 
     # -- what is remembered ---------------------------------------------------------------------------------------
 
-    def _add(self, traffic: Window, slo: Slo, allowed_ratio: float) -> None:
+    def _learn(self, traffic: Window, target: Target) -> None:
         self.memory.add(traffic, self._settings)
         fade = 0.5 ** (traffic.length_s / self._settings.budget_half_life_s)
         share = traffic.endings / max(1, len(traffic.ended.ok))
-        fared = attained(traffic.ended, slo)
+        fared = attained(traffic.ended, target.slo)
         self.memory.counted = self.memory.counted * fade + fared.requests * share
         self.memory.missed = self.memory.missed * fade + (fared.requests - fared.both_met) * share
         recent = [one for one in self.memory.fared if one.until_s > traffic.until_s - MEASURED_S]

@@ -6,18 +6,19 @@ remembers where there is one; it takes no lease and writes nothing.
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from urllib.parse import urlsplit
 
 import msgspec
 from penstock_autoscaler.decision import Decision
-from penstock_autoscaler.fits import Fits
-from penstock_autoscaler.loop import Saved, decode_saved
+from penstock_autoscaler.knowledge import Knowledge, Saved, decode_saved
 from penstock_autoscaler.memory import decode
 from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, Target
+from penstock_autoscaler.ports import Fleet
 from penstock_autoscaler.scaler import Scaler
 from penstock_autoscaler.settings import ScalerSettings
-from penstock_autoscaler.starts import Starts, start_of
+from penstock_autoscaler.starts import start_of
 from penstock_autoscaler.told import Told, decode_told
 from penstock_core.endpoint import Role
 from penstock_core.errors import PenstockError
@@ -27,7 +28,7 @@ from penstock_kvindex.index import Registered
 from penstock_kvindex.models import ServedModels
 from penstock_kvindex.redis import RedisIndex
 from penstock_kvindex.scaling import ScalingStore
-from penstock_kvindex.windows import KEPT_S, SILENT_S, Windows
+from penstock_kvindex.windows import SILENT_S, Windows
 from penstock_simulator.what_if import Replayed, warm_up
 from rich.console import Console
 
@@ -75,19 +76,13 @@ async def _planned(url: str, model: str, given: Given, goal: float, bounds: Limi
     known = await _known(url, model)
     if not known.workers:
         return _asleep(url, model, known)
-    target = Target(slo=targets(given, own), attainment_ratio=goal)
     replicas = tuple(_replica(one, known) for one in known.workers)
-    starts, fits = Starts(known.saved.starts if known.saved else None), Fits(known.saved.fits if known.saved else ())
-    if known.saved is None:
-        starts.see(replicas)
-    for window in known.windows:
-        fits.hear(window)
-    pools = fits.corrected(starts.measured(_pools(known, bounds)), known.now_s)
-    brain, latest = _brain(known, target)
-    seen = Observation(now_s=known.now_s, target=target, pools=pools, replicas=replicas, traffic=latest)
+    fleet = Fleet(target=Target(slo=targets(given, own), attainment_ratio=goal), pools=_pools(known, bounds), replicas=replicas)
+    brain, windows = _brain(known)
+    seen = Knowledge(known.saved).observed(known.now_s, fleet, windows)
     decision = await asyncio.to_thread(_decided, brain, seen)
-    speeds = "".join(f"; engines of {pool.name} take {pace(pool.fit)}" for pool in pools if pool.fit is not None)
-    return now(model, decision, {pool.name: pool.desired for pool in pools}, f"From {_history(known, brain)}{speeds}.")
+    speeds = "".join(f"; engines of {pool.name} take {pace(pool.fit)}" for pool in seen.pools if pool.fit is not None)
+    return now(model, decision, {pool.name: pool.desired for pool in seen.pools}, f"From {_history(known, brain)}{speeds}.")
 
 
 async def _known(url: str, model: str) -> _Known:
@@ -97,8 +92,7 @@ async def _known(url: str, model: str) -> _Known:
         told = next(iter(decode_told(await store.told(1))), None)
         decides, kept = await store.decides(), await store.memory()
         saved = _read(kept) if kept is not None else None
-        since_s = saved.since_s if saved is not None else await windows.clock() - KEPT_S
-        now_s, found = await windows.each_since(since_s, ScalerSettings().period_s)
+        now_s, found = await windows.since(Knowledge(saved).since_s, ScalerSettings().period_s)
         return _Known(now_s, workers, tuple(found), saved, told, decides)
     finally:
         for one in (index, windows, store):
@@ -114,21 +108,20 @@ def _read(kept: bytes) -> Saved | None:
     return saved
 
 
-def _brain(known: _Known, target: Target) -> tuple[Scaler, Window | None]:
-    """The autoscaler's brain as it is at this moment, and the interval to decide on; None: no router has told of any lately.
+def _brain(known: _Known) -> tuple[Scaler, Sequence[Window]]:
+    """The autoscaler's brain as it is at this moment, and the intervals to go on with; none: no router has told of any lately.
 
     Where nothing is new since the last decision the brain is taken back to before its last interval, which is decided on once more.
     """
-    brain, windows = Scaler(what_if=Replayed()), list(known.windows)
+    brain = Scaler(what_if=Replayed())
     if known.saved is not None:
         brain.restore(known.saved.brain)
     memory = brain.memory
-    if not windows and memory.windows and known.now_s - memory.windows[-1].until_s < SILENT_S:
-        windows = [memory.windows.pop()]
-        del memory.counts[-1:], memory.fared[-1:], memory.wanted[-1:]
-    for window in windows[:-1]:
-        brain.learn(window, target)
-    return brain, windows[-1] if windows else None
+    if known.windows or not memory.windows or known.now_s - memory.windows[-1].until_s >= SILENT_S:
+        return brain, known.windows
+    last = memory.windows.pop()
+    del memory.counts[-1:], memory.fared[-1:], memory.wanted[-1:]
+    return brain, (last,)
 
 
 def _decided(brain: Scaler, seen: Observation) -> Decision:
@@ -221,6 +214,7 @@ def _ready_s(pool: str, known: _Known) -> float:
 
 
 def _replica(one: Registered, known: _Known) -> Replica:
+    """How it started is told only where no autoscaler remembers it: that one saw more of a start than the registry."""
     load, own, ready_s = one.load, one.record.start_up, _ready_s(one.record.pool, known)
     return Replica(
         id=one.record.id,
@@ -234,7 +228,7 @@ def _replica(one: Registered, known: _Known) -> Replica:
         prefill_tokens=load.prefill_tokens if load is not None else 0,
         kv_used_tokens=load.kv_used_tokens if load is not None else 0,
         kv_tokens=one.record.kv_total_tokens,
-        start=start_of(one.record.id, own.ready_s - own.began_s, own=own) if own is not None else None,
+        start=start_of(one.record.id, own.ready_s - own.began_s, own=own) if own is not None and known.saved is None else None,
     )
 
 

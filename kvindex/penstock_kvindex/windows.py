@@ -1,11 +1,13 @@
-"""What the routers of a model measured, in Redis: each appends its Windows to a stream, an autoscaler reads all of them as one.
+"""What the routers of a model measured, in Redis: each appends its Windows to a stream, an autoscaler reads those of all
+routers together.
 
 `cli` makes one a model for its autoscaler and the router's publisher one for itself. The stream, `penstock:{model}:traffic`, holds the
 latest KEPT_S seconds and goes by itself when nobody writes. All times are Redis' own clock, so that routers need not agree on theirs.
 """
 
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import msgspec
@@ -63,18 +65,11 @@ class Windows:
         pipeline.time()
         return _seconds((await self._bounded(pipeline.execute()))[-1])
 
-    async def since(self, since_s: float) -> tuple[float, Window | None]:
-        """(now_s, what all routers measured after since_s and up to the latest moment that all of them have told of).
+    async def since(self, since_s: float, period_s: float) -> tuple[float, list[Window]]:
+        """(now_s, what all routers measured after since_s), as `successive` says: up to the latest moment that all of them have told of.
 
-        None: nothing new is known of all of them; ask again with the same `since_s`. Windows end where the next answer's begin, if the
-        next call's `since_s` is this one's `until_s`.
+        Empty: nothing new is known of all of them; ask again with the same `since_s`. The next call's is the last interval's `until_s`.
         """
-        now_s, wires = await self._wires(since_s)
-        rows = [Published(*found) for found in map(decode_window, wires) if found is not None]
-        return now_s, gathered(rows, since_s, now_s - self._silent_s)
-
-    async def each_since(self, since_s: float, period_s: float) -> tuple[float, list[Window]]:
-        """(now_s, the same in successive intervals of about period_s, oldest first); what `since` would have given, asked so often."""
         now_s, wires = await self._wires(since_s)
         rows = [Published(*found) for found in map(decode_window, wires) if found is not None]
         return now_s, successive(rows, since_s, now_s - self._silent_s, period_s)
@@ -101,11 +96,12 @@ class Windows:
         return await bounded(call, self._timeout_s, self._key)
 
 
-def gathered(rows: Sequence[Published], since_s: float, gone_s: float) -> Window | None:
-    """All windows that end after since_s, up to the latest moment that every router has told of; None where that is not after since_s.
+def successive(rows: Sequence[Published], since_s: float, gone_s: float, period_s: float) -> list[Window]:
+    """All windows that end after since_s, up to the latest moment that every router has told of, as intervals one after the other.
 
-    A router whose latest window ended before `gone_s`, or was its last, is waited for no more. So one that is slow delays the answer,
-    and none makes it smaller than what arrived.
+    They are cut where windows end: none is shorter than period_s but the last one, and one before a time of which nobody has told. That
+    time is in no interval: it is not known to have been quiet. A router whose latest window ended before `gone_s`, or was its last, is
+    waited for no more. So one that is slow delays the answer, and none makes it smaller than what arrived.
     """
     latest: dict[str, Published] = {}
     for row in rows:
@@ -114,34 +110,28 @@ def gathered(rows: Sequence[Published], since_s: float, gone_s: float) -> Window
             latest[row.router] = row
     waited_for = [row.window.until_s for row in latest.values() if not row.last and row.window.until_s > gone_s]
     horizon_s = min(waited_for, default=math.inf)
-    fresh = [row for row in rows if since_s < row.window.until_s <= horizon_s]
+    fresh = sorted((row for row in rows if since_s < row.window.until_s <= horizon_s), key=lambda row: row.window.until_s)
     if not fresh:
-        return None
-    ends: dict[str, Window] = {}
-    for row in sorted(fresh, key=lambda row: row.window.until_s):
-        ends[row.router] = row.window
-    whole = joined([row.window for row in fresh])
-    still = [window.waiting for router, window in ends.items() if not latest[router].last]
-    fits = best_fits(fit for window in ends.values() for fit in window.fits)
-    return msgspec.structs.replace(whole, since_s=max(since_s, whole.since_s), waiting=sum(still), fits=fits)
-
-
-def successive(rows: Sequence[Published], since_s: float, gone_s: float, period_s: float) -> list[Window]:
-    """What `gathered` gives, cut where windows end into intervals of at least period_s (the last one may be shorter), oldest first."""
-    whole = gathered(rows, since_s, gone_s)
-    if whole is None:
         return []
-    fresh = [row.window for row in rows if since_s < row.window.until_s <= whole.until_s]
-    ends = sorted({one.until_s for one in fresh})
-    found: list[Window] = []
-    begin_s, after_s = whole.since_s, since_s
-    for end_s in ends:
-        if end_s - begin_s < period_s - _SAME_S and end_s < ends[-1]:
-            continue
-        one = joined([one for one in fresh if after_s < one.until_s <= end_s])
-        found.append(msgspec.structs.replace(one, since_s=max(begin_s, one.since_s)))
-        begin_s = after_s = end_s
-    return [*found[:-1], msgspec.structs.replace(found[-1], waiting=whole.waiting, fits=whole.fits)]
+    parts = _cut([row.window for row in fresh], since_s, period_s)
+    found = [msgspec.structs.replace(joined(some), since_s=begin_s) for begin_s, some in parts]
+    ends = {row.router: row.window for row in fresh}
+    still = sum(window.waiting for router, window in ends.items() if not latest[router].last)
+    fits = best_fits(fit for window in ends.values() for fit in window.fits)
+    return [*found[:-1], msgspec.structs.replace(found[-1], waiting=still, fits=fits)]
+
+
+def _cut(windows: Sequence[Window], since_s: float, period_s: float) -> Iterator[tuple[float, list[Window]]]:
+    """(where it begins, its windows) of each interval; `windows` are in the order of their ends."""
+    begins_s = list(accumulate((one.since_s for one in reversed(windows)), min))[::-1]  # of each window and those after it, the earliest
+    begin_s, some = max(since_s, begins_s[0]), [windows[0]]
+    for one, rest_s in zip(windows[1:], begins_s[1:], strict=True):
+        end_s = some[-1].until_s
+        if one.until_s > end_s and (end_s - begin_s >= period_s - _SAME_S or rest_s > end_s + _SAME_S):
+            yield begin_s, some
+            begin_s, some = max(end_s, rest_s), []
+        some.append(one)
+    yield begin_s, some
 
 
 def _seconds(time: tuple[int, int]) -> float:

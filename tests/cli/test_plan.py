@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from penstock_autoscaler.decision import Decision, Reason
-from penstock_autoscaler.loop import Saved
+from penstock_autoscaler.knowledge import Saved
 from penstock_autoscaler.observation import Observation, Pool, Target
 from penstock_autoscaler.scaler import Scaler
 from penstock_autoscaler.told import PoolThen, Told, encode_told

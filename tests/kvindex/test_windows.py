@@ -1,7 +1,8 @@
 """Routers' windows in a real Redis: they add up, none is counted twice or lost, and a slow router makes nothing smaller."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from penstock_core.profile_fit import PoolFit
 from penstock_core.traffic import Ended, Window, joined
 from penstock_kvindex.calls import connect
 from penstock_kvindex.window_wire import MOST_ARRIVALS, MOST_FITS, decode_window, encode_window
-from penstock_kvindex.windows import KEPT_S, Published, Windows, gathered, successive
+from penstock_kvindex.windows import KEPT_S, Published, Windows, successive
 from window_strategies import content, windows
 
 
@@ -43,6 +44,20 @@ def window(since_s: float, until_s: float, arrivals: int = 4, **fields: Any) -> 
         endings=arrivals,
         **fields,
     )
+
+
+def gathered(rows: Sequence[Published], since_s: float, gone_s: float) -> Window | None:
+    """All intervals in one; None: there is none."""
+    found = successive(rows, since_s, gone_s, math.inf)
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+async def read(windows: Windows, since_s: float) -> Window | None:
+    """The same of what is in Redis."""
+    _, found = await windows.since(since_s, math.inf)
+    assert len(found) <= 1
+    return found[0] if found else None
 
 
 def on_redis(url: str, model: str, story: Callable[[Windows], Awaitable[None]]) -> None:
@@ -134,10 +149,23 @@ def test_windows_that_end_a_little_early_make_up_an_interval_all_the_same() -> N
     assert len(successive(rows, 0.0, -60.0, 15.0)) == 20
 
 
-def test_an_interval_that_nobody_told_of_is_no_quiet_one() -> None:
-    """What follows it begins where its first window begins."""
-    parts = successive([Published("a", window(0.0, 5.0)), Published("a", window(60.0, 75.0))], 0.0, -60.0, 5.0)
-    assert [(one.since_s, one.until_s) for one in parts] == [(0.0, 5.0), (60.0, 75.0)]
+@pytest.mark.parametrize("period_s", [5.0, 15.0, math.inf])
+def test_a_time_that_nobody_told_of_is_no_quiet_one(period_s: float) -> None:
+    """It is in no interval, however long these are to be: what follows it begins where its first window begins."""
+    rows = [Published("a", window(*times)) for times in ((0.0, 5.0), (60.0, 65.0), (65.0, 75.0))]
+    parts = successive(rows, 0.0, -60.0, period_s)
+    assert parts[0].until_s == 5.0
+    assert parts[1].since_s == 60.0
+    assert sum(one.length_s for one in parts) == 20.0
+    told = [*rows, Published("b", window(4.0, 61.0), last=True)]
+    assert sum(one.length_s for one in successive(told, 0.0, -60.0, period_s)) == 75.0
+
+
+def test_intervals_go_on_where_the_last_reading_ended() -> None:
+    """A window of a router that cuts elsewhere reaches back before it: that time has been told of and is in no second interval."""
+    rows = [Published("a", window(0.0, 10.0)), Published("a", window(10.0, 20.0)), Published("b", window(5.0, 15.0))]
+    read = successive(rows[:1], 0.0, -60.0, 15.0)
+    assert [(one.since_s, one.until_s) for one in [*read, *successive(rows, 10.0, 15.0, 15.0)]] == [(0.0, 10.0), (10.0, 20.0)]
 
 
 @pytest.mark.parametrize("broken", [b"", b"\x81", msgspec.msgpack.encode({"v": 99})])
@@ -196,14 +224,13 @@ def test_routers_add_up_and_every_window_is_read_once(redis_url: str, unused_mod
         for turn in range(2):
             for router in "abc":
                 await windows.publish(Published(router, window(begin + 5 * turn, begin + 5 * turn + 5, 10, waiting=2)))
-        now_s, first = await windows.since(begin)
+        first = await read(windows, begin)
         assert first is not None
-        assert now_s >= begin
         assert (first.since_s, first.until_s, first.arrivals, len(first.arrival_s), first.waiting) == (begin, begin + 10, 60, 60, 6)
-        assert (await windows.since(first.until_s))[1] is None
+        assert await read(windows, first.until_s) is None
         for router in "abc":
             await windows.publish(Published(router, window(begin + 10, begin + 15, 7, waiting=1)))
-        _, second = await windows.since(first.until_s)
+        second = await read(windows, first.until_s)
         assert second is not None
         assert (second.since_s, second.until_s, second.arrivals, second.waiting) == (begin + 10, begin + 15, 21, 3)
 
@@ -215,9 +242,9 @@ def test_nobody_published_is_not_no_traffic(redis_url: str, unused_model: str) -
 
     async def story(windows: Windows) -> None:
         begin = await windows.clock()
-        assert (await windows.since(begin - 60))[1] is None
+        assert await read(windows, begin - 60) is None
         await windows.publish(Published("a", window(begin, begin + 5, 0)))
-        _, idle = await windows.since(begin)
+        idle = await read(windows, begin)
         assert idle is not None
         assert (idle.arrivals, idle.length_s) == (0, 5.0)
 
@@ -270,7 +297,7 @@ def test_many_pages_are_read_whole(redis_url: str, unused_model: str) -> None:
         now_s = await windows.clock()
         for turn in range(150):
             await windows.publish(Published("a", window(now_s + turn, now_s + turn + 1, 2)))
-        _, whole = await windows.since(now_s)
+        whole = await read(windows, now_s)
         assert whole is not None
         assert whole.arrivals == 300
 
@@ -286,7 +313,7 @@ def test_redis_away_is_said(make_redis_server: Callable[[], RedisServer]) -> Non
         try:
             await windows.clock()
             server.stop()
-            for call in (windows.clock(), windows.since(0.0), windows.publish(Published("a", window(0.0, 1.0)))):
+            for call in (windows.clock(), windows.since(0.0, 15.0), windows.publish(Published("a", window(0.0, 1.0)))):
                 with pytest.raises(IndexUnavailable):
                     await call
         finally:
