@@ -3,19 +3,22 @@
 `Scaler` adds to it; the loop stores the bytes so that a restarted autoscaler goes on where the last one was. Bounded by the settings.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
+from itertools import accumulate
 from typing import Any, get_args
 
 import msgspec
 import numpy as np
 from penstock_core.slo import Attainment
-from penstock_core.traffic import Window
+from penstock_core.traffic import Window, thinned
 
 from penstock_autoscaler.forecast import Season
 from penstock_autoscaler.settings import ScalerSettings
 from penstock_autoscaler.trend import Count
 
 MOST_WINDOWS = 512
+MOST_REQUESTS = 40_000
+"""Arrivals, and endings, kept one by one: what the store takes, and many times what a sample needs."""
 MOST_COUNTS = 80
 
 
@@ -48,7 +51,7 @@ class Memory(msgspec.Struct, kw_only=True):
     """Of one model; changed by `Scaler.step` and what it calls, by nobody else."""
 
     windows: list[Window] = []
-    """Traffic of the latest `sample_s`, oldest first."""
+    """Traffic of the latest `sample_s`, or of as much of it as MOST_REQUESTS are, oldest first."""
     counts: list[Count] = []
     """Arrivals of the latest `trend_s`, oldest first."""
     season: Season = msgspec.field(default_factory=Season)
@@ -71,8 +74,11 @@ class Memory(msgspec.Struct, kw_only=True):
         if self.counts and abs(self.counts[-1].until_s - traffic.since_s) > 0.5 * settings.period_s:
             self.windows, self.counts, self.wanted = [], [], []
         since_s = traffic.until_s - settings.sample_s
-        self.windows = [one for one in self.windows if one.until_s > since_s][1 - MOST_WINDOWS :]
-        self.windows.append(msgspec.structs.replace(traffic, fits=()))
+        windows = [
+            *(one for one in self.windows if one.until_s > since_s),
+            thinned(msgspec.structs.replace(traffic, fits=()), MOST_REQUESTS),
+        ]
+        self.windows = windows[-_most(windows) :]
         counts = [one for one in self.counts if one.until_s > traffic.until_s - settings.trend_s]
         self.counts = [*counts, Count(traffic.until_s, traffic.length_s, traffic.arrivals)][-MOST_COUNTS:]
         self.season.learn(traffic.until_s, traffic.length_s, traffic.arrivals)
@@ -82,6 +88,12 @@ class Memory(msgspec.Struct, kw_only=True):
         for name in fitted ^ set(self.fitted):
             self.corrections.pop(name, None)
         self.fitted = sorted(fitted)
+
+
+def _most(windows: Sequence[Window]) -> int:
+    """How many of the latest are kept: within MOST_WINDOWS and MOST_REQUESTS, at least one."""
+    rows = accumulate(max(len(one.arrival_s), len(one.ended.ok)) for one in reversed(windows))
+    return min(MOST_WINDOWS, sum(so_far <= MOST_REQUESTS for so_far in rows))
 
 
 def encode(memory: Memory) -> bytes:

@@ -112,3 +112,20 @@ def joined(windows: Sequence[Window]) -> Window:
         waiting=sum(one.waiting for one in windows if one.until_s == until_s),
         fits=best_fits(fit for one in windows if one.until_s == until_s for fit in one.fits),
     )
+
+
+def thinned(window: Window, most: int) -> Window:
+    """At most so many of its arrivals and of its endings one by one, at even steps; the counts stay those of all."""
+    ended = window.ended
+    came, went = _even(len(window.arrival_s), most), _even(len(ended.ok), most)
+    return msgspec.structs.replace(
+        window,
+        arrival_s=window.arrival_s[came],
+        prompt_tokens=window.prompt_tokens[came],
+        ended=Ended(**{name: getattr(ended, name)[went] for name in Ended.__struct_fields__}),
+    )
+
+
+def _even(there: int, most: int) -> slice | NDArray[np.int64]:
+    """Which of `there` rows to take: all, or `most` of them at even steps."""
+    return slice(None) if there <= most else np.arange(most) * there // most

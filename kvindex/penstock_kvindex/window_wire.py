@@ -10,11 +10,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from penstock_core.profile_fit import PoolFit
-from penstock_core.traffic import Ended, Window
+from penstock_core.traffic import Ended, Window, thinned
 
-MOST_ARRIVALS = 1_024
-"""Of one window; of more, evenly chosen ones travel. 50 KB for a full window."""
-MOST_ENDINGS = 1_024
+MOST_REQUESTS = 1_024
+"""Arrivals, and endings, of one window; of more, evenly chosen ones travel. 50 KB for a full window."""
 MOST_FITS = 16
 """Pools of one model that are told of."""
 _VERSION = 1
@@ -49,8 +48,9 @@ _decode = msgspec.msgpack.Decoder(_Wire).decode
 
 
 def encode_window(router: str, window: Window, *, last: bool) -> bytes:
-    """At most MOST_ARRIVALS and MOST_ENDINGS requests of it; the counts stay those of all."""
-    came, went, ended = _even(len(window.arrival_s), MOST_ARRIVALS), _even(len(window.ended.ok), MOST_ENDINGS), window.ended
+    """At most MOST_REQUESTS arrivals and endings of it; the counts stay those of all."""
+    window = thinned(window, MOST_REQUESTS)
+    ended = window.ended
     return _encode(
         _Wire(
             v=_VERSION,
@@ -64,15 +64,15 @@ def encode_window(router: str, window: Window, *, last: bool) -> bytes:
             failed=window.failed,
             queue_s=window.queue_s,
             waiting=window.waiting,
-            arrival=_moments(window.arrival_s[came]),
-            prompt=_counts(window.prompt_tokens[came]),
-            ended_arrival=_moments(ended.arrival_s[went]),
-            ended_prompt=_counts(ended.prompt_tokens[went]),
-            hit=_counts(ended.hit_tokens[went]),
-            output=_counts(ended.output_tokens[went]),
-            ttft=_durations(ended.ttft_s[went]),
-            tpot=_durations(ended.tpot_s[went]),
-            ok=ended.ok[went].astype("u1").tobytes(),
+            arrival=_moments(window.arrival_s),
+            prompt=_counts(window.prompt_tokens),
+            ended_arrival=_moments(ended.arrival_s),
+            ended_prompt=_counts(ended.prompt_tokens),
+            hit=_counts(ended.hit_tokens),
+            output=_counts(ended.output_tokens),
+            ttft=_durations(ended.ttft_s),
+            tpot=_durations(ended.tpot_s),
+            ok=ended.ok.astype("u1").tobytes(),
             fits=window.fits[:MOST_FITS],
         )
     )
@@ -111,11 +111,6 @@ def decode_window(wire: bytes) -> tuple[str, Window, bool] | None:
     sizes = {len(getattr(window.ended, name)) for name in Ended.__struct_fields__}
     whole = len(sizes) == 1 and len(window.arrival_s) == len(window.prompt_tokens)
     return (found.router, window, found.last) if whole else None
-
-
-def _even(there: int, most: int) -> slice | NDArray[np.int64]:
-    """Which of `there` rows to take: all, or `most` of them at even steps."""
-    return slice(None) if there <= most else np.arange(most) * there // most
 
 
 def _moments(values: NDArray[np.float64]) -> bytes:

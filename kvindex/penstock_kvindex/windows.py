@@ -1,5 +1,4 @@
-"""What the routers of a model measured, in Redis: each appends its Windows to a stream, an autoscaler reads those of all
-routers together.
+"""What the routers of a model measured, in Redis: each appends its Windows to a stream, an autoscaler reads those of all together.
 
 `cli` makes one a model for its autoscaler and the router's publisher one for itself. The stream, `penstock:{model}:traffic`, holds the
 latest KEPT_S seconds and goes by itself when nobody writes. All times are Redis' own clock, so that routers need not agree on theirs.

@@ -3,10 +3,12 @@
 import msgspec
 import numpy as np
 import pytest
-from penstock_autoscaler.memory import Memory, Tried, Wanted, decode, encode
+from loop_world import made
+from penstock_autoscaler.memory import MOST_REQUESTS, Memory, Tried, Wanted, decode, encode
 from penstock_autoscaler.settings import ScalerSettings
 from penstock_core.slo import Attainment
 from penstock_core.traffic import Ended, Window
+from penstock_kvindex.scaling import MOST_MEMORY_BYTES
 
 
 def window(since_s: float, until_s: float) -> Window:
@@ -56,6 +58,22 @@ def test_only_the_latest_traffic_is_kept() -> None:
         memory.add(window(start, start + 10.0), settings)
     assert [one.since_s for one in memory.windows] == [70.0, 80.0, 90.0]
     assert [one.until_s for one in memory.counts] == [60.0, 70.0, 80.0, 90.0, 100.0]
+
+
+@pytest.mark.parametrize(("rate", "length_s"), [(300, 15.0), (20, 3_600.0)])
+def test_of_busy_traffic_as_much_is_kept_as_the_store_takes(rate: int, length_s: float) -> None:
+    """The latest, more than any sample needs; of one interval that alone is more, requests at even steps. Counts are those of all."""
+    memory, settings = Memory(), ScalerSettings(period_s=length_s, sample_s=40 * length_s, trend_s=40 * length_s)
+    many = round(rate * length_s)
+    for turn in range(40):
+        memory.add(made(turn * length_s, (turn + 1) * length_s, many, ended=(many, 0), endings=many), settings)
+    assert len(encode(memory)) < MOST_MEMORY_BYTES
+    kept = [len(one.arrival_s) for one in memory.windows]
+    assert 10 * settings.sample_requests < sum(kept) <= MOST_REQUESTS
+    assert memory.windows[-1].until_s == 40 * length_s
+    assert memory.windows[-1].arrivals == many
+    assert memory.windows[0].since_s == memory.windows[-1].until_s - len(kept) * length_s
+    assert sum(one.arrivals for one in memory.counts) == 40 * many
 
 
 def test_a_lost_interval_begins_the_counts_anew() -> None:

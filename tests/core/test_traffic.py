@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from penstock_core.traffic import Ended, Window, joined
+from hypothesis import strategies as st
+from penstock_core.traffic import Ended, Window, joined, thinned
 from window_strategies import content, windows
 
 
@@ -42,6 +43,20 @@ def test_no_window_is_not_an_empty_window() -> None:
     """Nothing known is no traffic of zero."""
     with pytest.raises(ValueError, match="1 or more"):
         joined([])
+
+
+@given(windows(), st.integers(1, 12))
+def test_a_thinned_window_is_a_part_of_it_with_all_its_counts(whole: Window, most: int) -> None:
+    """At most so many rows, each of them of the whole, in order; one that is small enough stays as it is."""
+    part = thinned(whole, most)
+    assert len(part.arrival_s) == min(most, len(whole.arrival_s))
+    assert len(part.ended.ok) == min(most, len(whole.ended.ok))
+    assert set(zip(part.arrival_s.tolist(), part.prompt_tokens.tolist(), strict=True)) <= set(
+        zip(whole.arrival_s.tolist(), whole.prompt_tokens.tolist(), strict=True)
+    )
+    assert (np.diff(part.arrival_s) >= 0).all()
+    assert (part.arrivals, part.endings, part.shed, part.waiting) == (whole.arrivals, whole.endings, whole.shed, whole.waiting)
+    assert content(thinned(whole, 100)) == content(whole)
 
 
 @given(windows(), windows(), windows())

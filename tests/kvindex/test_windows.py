@@ -16,7 +16,7 @@ from penstock_core.profile import PROFILES
 from penstock_core.profile_fit import PoolFit
 from penstock_core.traffic import Ended, Window, joined
 from penstock_kvindex.calls import connect
-from penstock_kvindex.window_wire import MOST_ARRIVALS, MOST_FITS, decode_window, encode_window
+from penstock_kvindex.window_wire import MOST_FITS, MOST_REQUESTS, decode_window, encode_window
 from penstock_kvindex.windows import KEPT_S, Published, Windows, successive
 from window_strategies import content, windows
 
@@ -89,7 +89,7 @@ def test_a_very_busy_window_travels_as_an_even_sample() -> None:
     wire = encode_window("r", window(0.0, 10.0, 50_000), last=False)
     assert len(wire) < 70_000
     _, got, _ = decode_window(wire) or pytest.fail("unreadable")
-    assert (got.arrivals, got.endings, len(got.arrival_s)) == (50_000, 50_000, MOST_ARRIVALS)
+    assert (got.arrivals, got.endings, len(got.arrival_s)) == (50_000, 50_000, MOST_REQUESTS)
     assert np.diff(got.arrival_s).max() < 0.011
 
 
