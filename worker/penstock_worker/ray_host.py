@@ -9,9 +9,7 @@ Pods join it, and a worker has an actor in each: all of them or none.
 import asyncio
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +28,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from penstock_worker.assembly import build_host
 from penstock_worker.config import WorkerConfig, WorkerSecrets, load_secrets, secrets_environment
 from penstock_worker.gang import RAY_OBJECT_STORE_BYTES, rank_resource
+from penstock_worker.ray_folder import RayFolder, remove_left
 from penstock_worker.worker_host import StartFailed
 
 log = logging.getLogger(__name__)
@@ -117,15 +116,16 @@ class RayHost:
         """Where Ray's head is, `host:port`; empty until `open`."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
         self._started: list[RayWorker] = []
-        self._temporary: str | None = None
+        self._temporary: RayFolder | None = None
         self._closed = False
 
     async def open(self) -> None:
         """Start Ray: 4 to 10 seconds. Raises StartFailed."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._temporary = tempfile.mkdtemp(prefix="penstock-ray-")  # short: Ray's sockets lie in it, and paths of sockets are short
-            await self.call(self._init)
+            await self.call(remove_left)
+            self._temporary = RayFolder()
+            await self.call(partial(self._init, self._temporary.path))
             _take_signals_back()
         except Exception as error:  # a bare one is what Ray raises where its node is not up within 30 s
             raise StartFailed(f"Ray cannot be started: {error}") from error
@@ -150,13 +150,13 @@ class RayHost:
         self._closed = True
         self._thread.shutdown(wait=False)
         if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.remove()
 
     async def call(self, function: Callable[[], Result]) -> Result:
         """Run a call of Ray's in the thread kept for them."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    def _init(self) -> None:
+    def _init(self, temporary: Path) -> None:
         if ray.is_initialized():
             raise RuntimeError("this process is connected to a Ray already; Penstock's must be its own")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -172,7 +172,7 @@ class RayHost:
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
-                _temp_dir=self._temporary,
+                _temp_dir=str(temporary),
                 **(gang if self._node.ranks else {}),
             )
         self.address = ray.get_runtime_context().gcs_address
