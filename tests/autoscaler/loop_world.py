@@ -1,7 +1,10 @@
 """A world for loop tests: a fleet in memory, a brain that does as told, and a real Redis for windows, lease and memory."""
 
+import os
+import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import msgspec
 import numpy as np
@@ -101,10 +104,10 @@ class Obedient:
 class World:
     """One model on a Redis; an async context manager. Every `loop` is an autoscaler of its own."""
 
-    def __init__(self, url: str, model: str, *, timeout_s: float = 30.0, **desired: int) -> None:
+    def __init__(self, url: str, model: str, **desired: int) -> None:
         self.model = model
-        self.windows = Windows(url, model, timeout_s=timeout_s)
-        self.store = ScalingStore(url, model, timeout_s=timeout_s)
+        self.windows = Windows(url, model, timeout_s=30.0)
+        self.store = ScalingStore(url, model, timeout_s=30.0)
         self.fleet = FleetInMemory(**(desired or {"both": 1}))
         self.figures = Figures()
         self._until: dict[str, float] = {}
@@ -119,6 +122,19 @@ class World:
                 brain.thinking.clear()  # its thread would go on after a test that failed
         await self.windows.aclose()
         await self.store.aclose()
+
+    @contextmanager
+    def away(self, redis_pid: int | None) -> Iterator[None]:
+        """Redis answers nothing meanwhile, and nobody waits for it for long; before and after, a slow machine may take its time."""
+        assert redis_pid is not None
+        patience_s = self.windows._timeout_s
+        os.kill(redis_pid, signal.SIGSTOP)
+        self.windows._timeout_s = self.store._timeout_s = 0.3
+        try:
+            yield
+        finally:
+            self.windows._timeout_s = self.store._timeout_s = patience_s
+            os.kill(redis_pid, signal.SIGCONT)
 
     def loop(self, brain: Brain, **settings: object) -> ScalingLoop:
         self._brains.append(brain)

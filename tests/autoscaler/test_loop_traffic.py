@@ -1,8 +1,6 @@
 """What the loop hands to its brain: every interval once and by itself, whatever came between two decisions; a real Redis under it."""
 
 import asyncio
-import os
-import signal
 from collections.abc import Callable
 
 import numpy as np
@@ -45,18 +43,16 @@ def test_a_store_that_was_away_over_a_step_hides_none(make_redis_server: Callabl
 
     async def story() -> None:
         server = make_redis_server()
-        async with World(server.url, "m", timeout_s=0.3) as world:
+        async with World(server.url, "m") as world:
             brain = Scaler()
             loop = world.loop(brain, period_s=15.0)
             now_s = np.floor(await world.windows.clock())
             await world.tell(now_s - 300.0, now_s - 180.0, 2.0)
             await loop.tick()
-            assert server.pid is not None
-            os.kill(server.pid, signal.SIGSTOP)
-            told = await loop.tick()
-            assert told is not None
-            assert told.decision.reason is Reason.NO_DATA
-            os.kill(server.pid, signal.SIGCONT)
+            with world.away(server.pid):
+                told = await loop.tick()
+                assert told is not None
+                assert told.decision.reason is Reason.NO_DATA
             await world.tell(now_s - 180.0, now_s - 60.0, 2.0)
             await world.tell(now_s - 60.0, now_s, 4.0)
             told = await loop.tick()
