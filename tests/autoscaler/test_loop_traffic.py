@@ -9,6 +9,8 @@ from loop_world import Obedient, World
 from penstock_autoscaler.decision import Reason
 from penstock_autoscaler.scaler import MEASURED_S, Scaler
 from penstock_cli.redis_server import RedisServer
+from penstock_core.profile import PROFILES
+from penstock_core.profile_fit import PoolFit
 from penstock_core.traffic import Window
 
 
@@ -105,6 +107,23 @@ def test_a_decision_too_late_to_be_carried_out_was_made_of_traffic_that_is_not_d
             assert [one.arrivals for one in handed(brain)] == [10, 5, 20, 40]
             assert [one.since_s for one in handed(brain)[1:]] == [one.until_s for one in handed(brain)[:-1]]
             assert world.metric("penstock_autoscaler_requests_total") == 75
+
+    asyncio.run(story())
+
+
+def test_what_was_told_of_engines_in_an_earlier_interval_holds(redis_url: str, unused_model: str) -> None:
+    """A router that was restarted since has measured nothing yet, which takes nothing back."""
+    declared = PROFILES["polynomial-reference"]
+    row = tuple(declared.at_speed(0.5).coefficients().tolist())
+
+    async def story() -> None:
+        async with World(redis_url, unused_model) as world:
+            brain = Obedient()
+            await world.publish(1, fits=(PoolFit(pool="both", declared=declared.name, row=row, samples=400, interval_ratio=0.1),))
+            await world.publish(1)
+            await world.loop(brain).tick()
+            assert len(handed(brain)) == 2
+            assert brain.seen[0].pools[0].profile.prefill_s(1_000) == pytest.approx(2.0 * declared.prefill_s(1_000))
 
     asyncio.run(story())
 
