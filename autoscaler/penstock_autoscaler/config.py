@@ -44,8 +44,8 @@ class AutoscalerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """How much more traffic than there is a size must stand that is about to be chosen instead of a larger one."""
     jump_factor: float = _BRAIN.jump_factor
     """Where replicas take more than a minute to start: to so many times its rate traffic may jump at once, and be served."""
-    jump_replicas: int = _BRAIN.jump_replicas
-    """At most so many replicas may it keep busy beyond what traffic does now; where it would more, it is not prepared for."""
+    jump_fleet: int = _BRAIN.jump_fleet
+    """At most so many replicas are kept for that, and one more for each 200 s that a start takes beyond a minute; 0: few or none."""
     what_if: bool = True
     """Replay the latest traffic in the simulator before a decision; false: size by the fluid bound alone."""
     lease_s: float = 10.0
@@ -79,7 +79,7 @@ class AutoscalerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             idle_s=self.idle_s,
             margin_ratio=self.margin_ratio,
             jump_factor=self.jump_factor,
-            jump_replicas=self.jump_replicas,
+            jump_fleet=self.jump_fleet,
         )
 
 
@@ -92,7 +92,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "idle_s": (1, 604_800, "seconds"),
     "margin_ratio": (0, 0.9, "of the demand"),
     "jump_factor": (1, 100, "times the rate"),
-    "jump_replicas": (0, 1_000, "replicas"),
+    "jump_fleet": (0, 1_000, "replicas"),
     "lease_s": (0.5, 600, "seconds"),
     "port": (0, 65_535, ""),
 }

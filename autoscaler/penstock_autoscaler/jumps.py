@@ -1,11 +1,11 @@
 """Replicas that are kept ready for a jump of the rate, where starting them then would take too long.
 
-Pure; `scaler` calls it with what the price of a replica asks for. A fleet that is too small for a jump misses nearly all of it until others
-have started, one that is just large enough nearly nothing; so a replica or two may be worth more than what they serve day by day.
+Pure; `scaler` calls it with what the price of a replica asks for. A small fleet misses nearly all of a jump until others have started,
+and the longer they take the more that is; so a replica or two may be worth more than what they serve day by day.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from penstock_core.slo import Slo
@@ -17,16 +17,27 @@ from penstock_autoscaler.settings import ScalerSettings
 
 
 def insured(found: Found, means: Mix, pools: Sequence[Pool], slo: Slo, bounds: Bounds, settings: ScalerSettings) -> Found:
-    """Sizes that stand a jump to `jump_factor` times the rate until more are there; `found` where starts are quick or it takes too many.
+    """Sizes that stand a jump to `jump_factor` times the rate, or as much of it as a small fleet does; `found` where starts are quick.
 
     What it takes is counted from the load, not from `found`: that goes up and down by one with every sample, and would take the rest along.
     """
-    if max(pool.start_s for pool in pools) <= settings.jump_start_s:
+    start_s = max(pool.start_s for pool in pools)
+    if start_s <= settings.jump_start_s:
         return found
     load = fluid(means, pools, slo)
-    jumped = fluid(msgspec.structs.replace(means, rate=means.rate * settings.jump_factor), pools, slo)
-    sizes = {name: max(size, math.ceil(jumped[name])) for name, size in found.sizes.items()}
-    spare = sum(sizes.values()) - sum(found.sizes.values())
-    if not spare or sum(jumped.values()) - sum(load.values()) > settings.jump_replicas or not bounds.allow(sizes):
-        return found
-    return msgspec.structs.replace(found, sizes=sizes, spare=spare)
+    most = settings.jump_fleet + int((start_s - settings.jump_start_s) / settings.jump_fleet_s)
+    for replicas in range(most, 0, -1):
+        stood = _stands(load, settings.jump_factor, replicas)
+        sizes = {name: max(size, stood[name]) for name, size in found.sizes.items()}
+        if bounds.allow(sizes):
+            return msgspec.structs.replace(found, sizes=sizes, spare=sum(sizes.values()) - sum(found.sizes.values()))
+    return found
+
+
+def _stands(load: Mapping[str, float], factor: float, most: int) -> dict[str, int]:
+    """By pool, what the largest jump takes that is at most that factor and that `most` replicas stand."""
+    while True:
+        sizes = {name: math.ceil(factor * busy - 1e-9) for name, busy in load.items()}
+        if sum(sizes.values()) <= most:
+            return sizes
+        factor = max((sizes[name] - 1) / busy for name, busy in load.items() if sizes[name])

@@ -19,9 +19,9 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How far back rates are looked at for a trend."""
     stable_s: float = 60.0
     """A pool shrinks only after its smaller size would have done for so long."""
-    flap_cost: float = 0.75
+    flap_cost: float = 0.5
     """And for at least so many times its start-up time: what giving up a replica and starting it again wastes."""
-    last_factor: float = 2.0
+    last_factor: float = 4.0
     """One replica more than would do stays for so many times as long: that much replays may be wrong, and traffic may rise."""
     quick_last_factor: float = 5.0
     """The same where a start takes `jump_start_s` or less: nothing else keeps the size from following noise there, and each turn costs
@@ -30,9 +30,10 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where a start takes longer than this, a jump of the rate is insured against: it cannot be waited for."""
     jump_factor: float = 2.5
     """The jump that a fleet is to stand: to so many times the rate expected."""
-    jump_replicas: int = 3
-    """At most so many replicas may it keep busy beyond what traffic does now; where it would more, none is kept for it: all of them
-    would cost more than is missed, a part of them is of little use."""
+    jump_fleet: int = 5
+    """With at most so many replicas in all; where the jump takes more they stand a part of it, and a fleet that is larger keeps none."""
+    jump_fleet_s: float = 200.0
+    """One more for each so many seconds that a start takes beyond `jump_start_s`: what a jump costs grows with them."""
     recover_s: float = 60.0
     """Requests that wait are to be served within so long, or within a start-up time where that is longer."""
     worth_factor: float = 3.0
@@ -66,7 +67,7 @@ _MAY_BE_ZERO = frozenset(
         "replay_budget_s",
         "replay_fresh_s",
         "jump_start_s",
-        "jump_replicas",
+        "jump_fleet",
     )
 )
 

@@ -35,15 +35,20 @@ def test_where_a_start_is_quick_nothing_is_kept(start_s: float) -> None:
     assert kept(2, 1.2, start_s).sizes == {"both": 2}
 
 
-def test_where_a_few_more_would_not_save_it_none_are_kept() -> None:
-    """At 5 requests a second a jump takes six replicas more: two of them would be idle now and of no use then."""
-    assert kept(5, 5.0).sizes == {"both": 5}
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_where_a_jump_takes_more_than_a_small_fleet_it_stands_a_part(size: int) -> None:
+    """At 3 requests a second a jump takes seven, five are there: as many as the load says, however many the price happens to ask for."""
+    assert kept(size, 3.0).sizes == {"both": SETTINGS.jump_fleet}
 
 
-@pytest.mark.parametrize("size", [3, 4, 5, 6])
-def test_whether_a_jump_is_insured_against_depends_on_the_load_alone(size: int) -> None:
-    """At 3 requests a second it takes seven, and four more than are busy now: too many, however near to seven the price happens to be."""
-    assert kept(size, 3.0).sizes == {"both": size}
+def test_a_larger_fleet_keeps_none() -> None:
+    """At 5 requests a second a jump takes six replicas more, which cost more than the misses they save."""
+    assert kept(6, 5.0) == Found(sizes={"both": 6}, attainment_ratio=0.97, met=True)
+
+
+def test_the_longer_a_start_takes_the_more_are_kept() -> None:
+    """All of the jump is missed until others have started."""
+    assert [kept(4, 4.0, start_s).sizes["both"] for start_s in (60.0, 100.0, 259.0, 260.0, 300.0, 460.0)] == [4, 5, 5, 6, 6, 7]
 
 
 def test_what_is_large_enough_for_a_jump_stays_as_it_is() -> None:
@@ -51,22 +56,26 @@ def test_what_is_large_enough_for_a_jump_stays_as_it_is() -> None:
     assert kept(6, 1.2) == Found(sizes={"both": 6}, attainment_ratio=0.97, met=True)
 
 
-@pytest.mark.parametrize(("most", "budget"), [(2, None), (12, 2)])
+@pytest.mark.parametrize(("most", "budget"), [(4, None), (12, 4)])
 def test_bounds_and_budget_come_first(most: int, budget: int | None) -> None:
-    """And a part of what a jump takes is not kept."""
-    assert kept(2, 1.2, most=most, budget=budget).sizes == {"both": 2}
+    """As much of the jump is stood as they allow."""
+    found = kept(3, 3.0, most=most, budget=budget)
+    assert found.sizes == {"both": 4}
+    assert found.spare == 1
 
 
-def test_both_roles_are_insured_together() -> None:
-    """A jump is stood by prefill and decode, or it is not."""
+@pytest.mark.parametrize(("rate", "prefill", "decode"), [(1.6, 2, 3), (3.0, 2, 3)])
+def test_both_roles_are_insured_together(rate: float, prefill: int, decode: int) -> None:
+    """What one role stands without the other is of no use: five stand all of a jump from 1.6 requests a second, and of one from 3 to 7.5
+    as much as 4.5 in both."""
     roles = {"prefill": Role.PREFILL, "decode": Role.DECODE}
     there = tuple(pool(name, role, start_s=120.0) for name, role in roles.items())
     sizes = dict.fromkeys(roles, 1)
     bounds = Bounds(least=sizes, most=dict.fromkeys(roles, 12), accelerators=sizes)
-    means = Mix(rate=0.8, prompt_tokens=4_000.0, hit_tokens=0.0, output_tokens=1_000.0)
+    means = Mix(rate=rate, prompt_tokens=4_000.0, hit_tokens=0.0, output_tokens=1_000.0)
     found = insured(Found(sizes=sizes, attainment_ratio=None, met=True), means, there, SLO, bounds, SETTINGS)
-    assert sum(found.sizes.values()) == 2 + found.spare
-    assert 0 < found.spare <= SETTINGS.jump_replicas
+    assert found.sizes == {"prefill": prefill, "decode": decode}
+    assert found.spare == prefill + decode - 2
 
 
 def test_a_quiet_hour_with_long_starts_says_what_is_kept_for_a_jump() -> None:

@@ -36,19 +36,19 @@ def test_a_burst_is_answered_at_once_and_by_as_many_as_it_needs() -> None:
 
 
 def test_after_the_burst_it_shrinks_once_the_pause_has_lasted_and_the_last_one_later() -> None:
-    """Not before: what is given up would have to be started again. One replica more than would do stays for twice as long."""
+    """Not before: what is given up would have to be started again. One replica more than would do stays for four times as long."""
     world = World(pool(desired=8))
     world.minutes(4, 8.0)
     high = world.size()
-    held = world.minutes(1, 1.0)
+    held = world.minutes(0.75, 1.0)
     assert {one.desired["both"] for one in held} == {high}
     assert held[-1].reason is Reason.WAITING
     assert "not for long enough" in held[-1].message
-    later = world.minutes(1.25, 1.0)
+    later = world.minutes(2.5, 1.0)
     assert Reason.DOWN in {one.reason for one in later}
     last = world.size()
     assert {one.desired["both"] for one in later} == {last}
-    world.minutes(3, 1.0)
+    world.minutes(2, 1.0)
     assert world.size() == last - 1
 
 
@@ -56,12 +56,12 @@ def test_where_starts_are_quick_the_last_one_stays_for_five_minutes() -> None:
     """Traffic that goes back and forth within minutes is not followed with each wave there; where starts are long it leaves sooner."""
     quick, slow = World(pool(start_s=0.0)), World(pool(start_s=100.0))
     for world in (quick, slow):
-        world.minutes(10, 5.0)
-        assert world.size() == 5
-        world.minutes(4.5, 3.8)
-    assert (quick.size(), slow.size()) == (5, 4)
-    quick.minutes(2, 3.8)
-    assert quick.size() == 4
+        world.minutes(10, 6.1)
+        assert world.size() == 6
+        world.minutes(4.5, 4.6)
+    assert (quick.size(), slow.size()) == (6, 5)
+    quick.minutes(2, 4.6)
+    assert quick.size() == 5
 
 
 def test_a_ramp_is_met_before_it_arrives() -> None:
