@@ -45,7 +45,7 @@ class AutoscalerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     jump_factor: float = _BRAIN.jump_factor
     """Where replicas take more than a minute to start: to so many times its rate traffic may jump at once, and be served."""
     jump_fleet: int = _BRAIN.jump_fleet
-    """At most so many replicas are kept for that, and one more for each 200 s that a start takes beyond a minute; 0: few or none."""
+    """With at most so many replicas in all, and one more in any fleet for each 200 s that a start takes beyond a minute."""
     what_if: bool = True
     """Replay the latest traffic in the simulator before a decision; false: size by the fluid bound alone."""
     lease_s: float = 10.0

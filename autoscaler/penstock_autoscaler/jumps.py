@@ -17,7 +17,8 @@ from penstock_autoscaler.settings import ScalerSettings
 
 
 def insured(found: Found, means: Mix, pools: Sequence[Pool], slo: Slo, bounds: Bounds, settings: ScalerSettings) -> Found:
-    """Sizes that stand a jump to `jump_factor` times the rate, or as much of it as a small fleet does; `found` where starts are quick.
+    """Sizes that stand a jump to `jump_factor` times the rate, or as much of it as a small fleet does, and a few more where starts take
+    minutes; `found` where they are quick.
 
     What it takes is counted from the load, not from `found`: that goes up and down by one with every sample, and would take the rest along.
     """
@@ -25,13 +26,30 @@ def insured(found: Found, means: Mix, pools: Sequence[Pool], slo: Slo, bounds: B
     if start_s <= settings.jump_start_s:
         return found
     load = fluid(means, pools, slo)
-    most = settings.jump_fleet + int((start_s - settings.jump_start_s) / settings.jump_fleet_s)
-    for replicas in range(most, 0, -1):
-        stood = _stands(load, settings.jump_factor, replicas)
-        sizes = {name: max(size, stood[name]) for name, size in found.sizes.items()}
-        if bounds.allow(sizes):
-            return msgspec.structs.replace(found, sizes=sizes, spare=sum(sizes.values()) - sum(found.sizes.values()))
-    return found
+    sizes = _fleet(found.sizes, load, bounds, settings)
+    for _ in range(int((start_s - settings.jump_start_s) / settings.jump_spare_s)):
+        sizes = _one_more(sizes, load, bounds, settings.jump_factor)
+    return msgspec.structs.replace(found, sizes=sizes, spare=sum(sizes.values()) - sum(found.sizes.values()))
+
+
+def _fleet(sizes: Mapping[str, int], load: Mapping[str, float], bounds: Bounds, settings: ScalerSettings) -> dict[str, int]:
+    """With what as many as `jump_fleet` replicas stand, or as the bounds allow."""
+    for most in range(settings.jump_fleet, 0, -1):
+        stood = _stands(load, settings.jump_factor, most)
+        larger = {name: max(size, stood[name]) for name, size in sizes.items()}
+        if bounds.allow(larger):
+            return larger
+    return dict(sizes)
+
+
+def _one_more(sizes: dict[str, int], load: Mapping[str, float], bounds: Bounds, factor: float) -> dict[str, int]:
+    """Where the smallest jump is too much, unless all stand the whole one."""
+    jumps = {name: sizes[name] / busy for name, busy in load.items() if busy > 0.0}
+    name = min(jumps, key=lambda one: jumps[one], default=None)
+    if name is None or jumps[name] >= factor:
+        return sizes
+    larger = {**sizes, name: sizes[name] + 1}
+    return larger if bounds.allow(larger) else sizes
 
 
 def _stands(load: Mapping[str, float], factor: float, most: int) -> dict[str, int]:

@@ -12,6 +12,7 @@ from penstock_core.traffic import Window
 from penstock_autoscaler.fits import Fits, HeardFit
 from penstock_autoscaler.observation import Observation, Start
 from penstock_autoscaler.ports import Fleet
+from penstock_autoscaler.settings import ScalerSettings
 from penstock_autoscaler.starts import Starts
 
 
@@ -23,6 +24,8 @@ class Saved(msgspec.Struct):
     brain: bytes
     fits: list[HeardFit] = []
     starts: dict[str, list[Start]] = {}
+    settings: ScalerSettings | None = None
+    """The brain's, for who would foretell it; another one goes on with its own."""
 
 
 def decode_saved(kept: bytes) -> Saved:
@@ -60,6 +63,6 @@ class Knowledge:
         if seen.traffic is not None:
             self.since_s = seen.traffic.until_s
 
-    def saved(self, brain: bytes, now_s: float) -> bytes:
+    def saved(self, brain: bytes, settings: ScalerSettings, now_s: float) -> bytes:
         """A Saved as MessagePack; `brain`: its memory after all that was `decided`."""
-        return msgspec.msgpack.encode(Saved(self.since_s, brain, self._fits.kept(now_s), self._starts.kept()))
+        return msgspec.msgpack.encode(Saved(self.since_s, brain, self._fits.kept(now_s), self._starts.kept(), settings))

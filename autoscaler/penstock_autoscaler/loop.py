@@ -129,7 +129,7 @@ class ScalingLoop:
             return None
         seconds = time.monotonic() - begin_s
         pools = _pools_then(seen)
-        told = Told(decision=decision, pools=pools, first_s=decision.at_s, seconds=seconds)
+        told = Told(decision=decision, pools=pools, first_s=decision.at_s, seconds=seconds, target=seen.target)
         if self.lease.held:
             told = msgspec.structs.replace(told, trouble=await self._act(decision, seen))
             await self._say_wakeable(seen)
@@ -245,7 +245,7 @@ class ScalingLoop:
         self._on_decision(self._last, again)
         if not self.lease.held:
             return
-        memory = self._known.saved(await asyncio.to_thread(self._brain.saved), decision.at_s)
+        memory = self._known.saved(await asyncio.to_thread(self._brain.saved), self._brain.settings, decision.at_s)
         try:
             if not await self._store.keep(self.lease.who, memory, encode_told(self._last), again=again):
                 self.lease.lost()
@@ -274,6 +274,7 @@ def _pools_then(seen: Observation) -> tuple[PoolThen, ...]:
             min_replicas=pool.min_replicas,
             max_replicas=pool.max_replicas,
             start_s=pool.start_s,
+            accelerators=pool.accelerators,
             start=pool.start,
             fit=msgspec.structs.replace(pool.fit, row=()) if pool.fit is not None else None,
         )

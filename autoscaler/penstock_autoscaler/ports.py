@@ -15,6 +15,7 @@ from penstock_core.traffic import Window
 from penstock_autoscaler.decision import Decision
 from penstock_autoscaler.observation import Observation, Pool, Replica, Target
 from penstock_autoscaler.sample import Sample
+from penstock_autoscaler.settings import ScalerSettings
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +88,9 @@ class Store(Protocol):
 
 class Brain(Protocol):
     """Decides; `scaler.Scaler`. One thread at a time calls it."""
+
+    settings: ScalerSettings
+    """How cautious it is."""
 
     def step(self, seen: Observation) -> Decision:
         """What to have now. It learns all traffic in `seen`, each interval being handed in once. Up to seconds of CPU."""

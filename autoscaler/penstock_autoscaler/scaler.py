@@ -34,7 +34,7 @@ class Scaler:
     """State: the Memory. Without a what-if it sizes by the fluid bound alone."""
 
     def __init__(self, settings: ScalerSettings | None = None, what_if: WhatIf | None = None, memory: Memory | None = None) -> None:
-        self._settings = settings or ScalerSettings()
+        self.settings = settings or ScalerSettings()
         self._what_if = what_if
         self.memory = memory or Memory()
 
@@ -58,17 +58,17 @@ class Scaler:
             return _unchanged(seen, Reason.OVERRIDDEN, "; ".join(f"{name}: {who}" for name, who in seen.overridden.items()) + ".")
         found = trend(self.memory.counts)
         self.memory.trust({pool.name for pool in seen.pools if pool.fit is not None})
-        ahead_s = max((pool.start_s for pool in seen.pools), default=0.0) + self._settings.period_s
+        ahead_s = max((pool.start_s for pool in seen.pools), default=0.0) + self.settings.period_s
         expected = forecast(found, self.memory.season, seen.now_s, ahead_s)
         busy = expected.now > 0.0 or seen.traffic.waiting > 0 or seen.traffic.arrivals > 0
         bounds = bounds_of(seen, busy or not self._idle(seen.now_s))
-        asked = sample(self.memory.windows, self._settings.sample_requests, found.pieces)
+        asked = sample(self.memory.windows, self.settings.sample_requests, found.pieces)
         if asked is None or expected.now <= 0.0:
             return self._without_sample(seen, bounds, busy)
         return self._sized(seen, asked, expected, bounds)
 
     def _sized(self, seen: Observation, asked: Sample, expected: Forecast, bounds: Bounds) -> Decision:
-        settings, slo = self._settings, seen.target.slo
+        settings, slo = self.settings, seen.target.slo
         here = {pool.name: pool.desired for pool in seen.pools}
         goal = Goal(worth_ratio=self._worth(seen.target.attainment_ratio), here=here, tolerance_ratio=settings.tolerance_ratio)
         recover_s = max(settings.recover_s, *(pool.start_s for pool in seen.pools))
@@ -125,7 +125,7 @@ class Scaler:
             at_s=seen.now_s,
             desired=desired,
             switches=switched,
-            late=late(seen, self._settings),
+            late=late(seen, self.settings),
             reason=Reason.SWITCH if switched else resized.reason,
             message=_words(here, desired, resized, needed, expected, rate, seen.target.attainment_ratio),
             facts=facts,
@@ -136,10 +136,10 @@ class Scaler:
         here = {pool.name: pool.desired for pool in seen.pools}
         sizes = bounds.within(here if busy else dict(bounds.least))
         self._remember(seen, sizes)
-        resized = resize(seen.pools, sizes, True, self.memory.wanted, seen.now_s, self._settings, bounds)
+        resized = resize(seen.pools, sizes, True, self.memory.wanted, seen.now_s, self.settings, bounds)
         words = "Requests have come and none has been answered yet" if busy else "No requests"
         message = f"{words}: {_change(here, resized.desired)}."
-        return Decision(at_s=seen.now_s, desired=resized.desired, late=late(seen, self._settings), reason=resized.reason, message=message)
+        return Decision(at_s=seen.now_s, desired=resized.desired, late=late(seen, self.settings), reason=resized.reason, message=message)
 
     def _as_measured(self, seen: Observation, needed: Found, kept: Found, bounds: Bounds) -> tuple[Found, Found]:
         """What is predicted, corrected by what is measured: nothing shrinks while targets are missed; where they go on being missed with
@@ -163,8 +163,8 @@ class Scaler:
     # -- what is remembered ---------------------------------------------------------------------------------------
 
     def _learn(self, traffic: Window, target: Target) -> None:
-        self.memory.add(traffic, self._settings)
-        fade = 0.5 ** (traffic.length_s / self._settings.budget_half_life_s)
+        self.memory.add(traffic, self.settings)
+        fade = 0.5 ** (traffic.length_s / self.settings.budget_half_life_s)
         share = traffic.endings / max(1, len(traffic.ended.ok))
         fared = attained(traffic.ended, target.slo)
         self.memory.counted = self.memory.counted * fade + fared.requests * share
@@ -173,15 +173,15 @@ class Scaler:
         self.memory.fared = [*recent, Fared(traffic.until_s, fared)]
 
     def _remember(self, seen: Observation, sizes: dict[str, int]) -> None:
-        longest_s = max((last_hold_s(pool, self._settings) for pool in seen.pools), default=0.0) + 2.0 * self._settings.period_s
+        longest_s = max((last_hold_s(pool, self.settings) for pool in seen.pools), default=0.0) + 2.0 * self.settings.period_s
         self.memory.wanted = [*(one for one in self.memory.wanted if one.at_s > seen.now_s - longest_s), Wanted(seen.now_s, sizes)]
 
     def _idle(self, now_s: float) -> bool:
         """Whether nobody has come for so long that a pool may be emptied."""
         counts = self.memory.counts
         since_s = counts[0].until_s - counts[0].length_s if counts else now_s
-        return not any(one.arrivals for one in counts if one.until_s > now_s - self._settings.idle_s) and (
-            now_s - since_s >= min(self._settings.idle_s, self._settings.trend_s)
+        return not any(one.arrivals for one in counts if one.until_s > now_s - self.settings.idle_s) and (
+            now_s - since_s >= min(self.settings.idle_s, self.settings.trend_s)
         )
 
     def _worth(self, target_ratio: float) -> float:
@@ -189,7 +189,7 @@ class Scaler:
         allowed = 1.0 - target_ratio
         missed = (self.memory.missed + _PRIOR_REQUESTS * allowed) / (self.memory.counted + _PRIOR_REQUESTS)
         haste: float = (allowed / max(1e-9, missed)) ** _HASTE
-        return self._settings.worth_factor * allowed * min(_CHEAPEST, max(_DEAREST, haste))
+        return self.settings.worth_factor * allowed * min(_CHEAPEST, max(_DEAREST, haste))
 
 
 def _unchecked(needed: Found, here: dict[str, int]) -> Found:

@@ -32,8 +32,8 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The jump that a fleet is to stand: to so many times the rate expected."""
     jump_fleet: int = 5
     """With at most so many replicas in all; where the jump takes more they stand a part of it, and a fleet that is larger keeps none."""
-    jump_fleet_s: float = 200.0
-    """One more for each so many seconds that a start takes beyond `jump_start_s`: what a jump costs grows with them."""
+    jump_spare_s: float = 200.0
+    """And one more in any fleet for each so many seconds that a start takes beyond `jump_start_s`: what a jump costs grows with them."""
     recover_s: float = 60.0
     """Requests that wait are to be served within so long, or within a start-up time where that is longer."""
     worth_factor: float = 3.0

@@ -9,7 +9,7 @@ import msgspec
 from penstock_core.profile_fit import PoolFit
 
 from penstock_autoscaler.decision import Decision
-from penstock_autoscaler.observation import Start
+from penstock_autoscaler.observation import Start, Target
 
 
 class PoolThen(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +24,7 @@ class PoolThen(msgspec.Struct, frozen=True, kw_only=True):
     min_replicas: int
     max_replicas: int
     start_s: float
+    accelerators: int = 1
     start: Start | None = None
     """Its phases; None: nothing has started yet, and start_s is the profile's."""
     fit: PoolFit | None = None
@@ -40,6 +41,8 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     times: int = 1
     seconds: float = 0.0
     """What deciding took."""
+    target: Target | None = None
+    """What was to be reached; None: an older autoscaler did not say."""
     trouble: str = ""
     """Why it could not be carried out; empty: it could, or there was nothing to do."""
 

@@ -62,7 +62,9 @@ def plan(
         float | None, typer.Option(min=1, max=MOST_MS, help="TTFT target. [default: the live model's, else 2000]")
     ] = None,
     slo_itl_ms: Annotated[float | None, typer.Option(min=0.1, max=MOST_MS, help="ITL target. [default: the live model's, else 50]")] = None,
-    goal: Annotated[float, typer.Option(help="Share of requests that should meet both.")] = 0.95,
+    goal: Annotated[
+        float | None, typer.Option(help="Share of requests that should meet both. [default: the live autoscaler's, else 0.95]")
+    ] = None,
     least: Annotated[
         int | None, typer.Option("--min", min=1, help="Fewest replicas of a role. [default: as the live autoscaler may, else 1]")
     ] = None,
@@ -79,7 +81,7 @@ def plan(
 
     from penstock_cli import plan_answers as answers
 
-    if not 0.0 < goal < 1.0:
+    if goal is not None and not 0.0 < goal < 1.0:
         raise ValueError(f"goal is {goal!r}; allowed: more than 0 and less than 1")
     bounds = (1 if least is None else least, 16 if most is None else most)
     if bounds[0] > bounds[1]:
@@ -96,6 +98,7 @@ def plan(
         return
     if not gpu_types and "--window-s" in said_in(context, _TRACE):
         raise ValueError("--window-s: of no use without types to choose from; allowed: with --gpu-types")
+    goal = answers.GOAL if goal is None else goal
     slo = answers.targets((slo_ttft_ms, slo_itl_ms), DEFAULT_SLO)
     workload = workload_of(trace, generate, arrivals, requests).at_speed(speedup)
     engine = _engine(profile)

@@ -34,7 +34,7 @@ from rich.console import Console
 
 from penstock_cli.data_folder import DataFolder
 from penstock_cli.explain_scaling import in_words, pace
-from penstock_cli.plan_answers import Answer, now, targets
+from penstock_cli.plan_answers import GOAL, Answer, now, targets
 
 
 class NothingLive(PenstockError):
@@ -47,8 +47,8 @@ Limits = tuple[int | None, int | None]
 """Least and most replicas of a pool; None: those of the autoscaler that has decided lately, else 1 and 16."""
 
 
-def live_plan(folder: DataFolder, redis_url: str, model: str, given: Given, goal: float, bounds: Limits) -> Answer:
-    """The decision for the model's fleet as it is. Raises NothingLive, IndexUnavailable."""
+def live_plan(folder: DataFolder, redis_url: str, model: str, given: Given, goal: float | None, bounds: Limits) -> Answer:
+    """The decision for the model's fleet as it is; `goal` None: its autoscaler's. Raises NothingLive, IndexUnavailable."""
     running = folder.running()
     url = redis_url or (running.redis_url if running is not None else "")
     if not url:
@@ -71,13 +71,13 @@ class _Known(msgspec.Struct, frozen=True):
     """Whether an autoscaler decides for the model at present."""
 
 
-async def _planned(url: str, model: str, given: Given, goal: float, bounds: Limits) -> Answer:
+async def _planned(url: str, model: str, given: Given, goal: float | None, bounds: Limits) -> Answer:
     model, own = await _model(url, model)
     known = await _known(url, model)
     if not known.workers:
         return _asleep(url, model, known)
     replicas = tuple(_replica(one, known) for one in known.workers)
-    fleet = Fleet(target=Target(slo=targets(given, own), attainment_ratio=goal), pools=_pools(known, bounds), replicas=replicas)
+    fleet = Fleet(target=_target(known, targets(given, own), goal), pools=_pools(known, bounds), replicas=replicas)
     brain, windows = _brain(known)
     seen = Knowledge(known.saved).observed(known.now_s, fleet, windows)
     decision = await asyncio.to_thread(_decided, brain, seen)
@@ -113,7 +113,7 @@ def _brain(known: _Known) -> tuple[Scaler, Sequence[Window]]:
 
     Where nothing is new since the last decision the brain is taken back to before its last interval, which is decided on once more.
     """
-    brain = Scaler(what_if=Replayed())
+    brain = Scaler(known.saved.settings if known.saved is not None else None, Replayed())
     if known.saved is not None:
         brain.restore(known.saved.brain)
     memory = brain.memory
@@ -129,6 +129,12 @@ def _decided(brain: Scaler, seen: Observation) -> Decision:
     with Console(stderr=True).status("replaying the latest traffic") if sys.stderr.isatty() else nullcontext():
         warm_up()
         return brain.step(seen)
+
+
+def _target(known: _Known, slo: Slo, goal: float | None) -> Target:
+    """Goal and budget of its autoscaler, unless another goal is given."""
+    its = known.told.target if known.told is not None and known.told.target is not None else Target(slo=slo, attainment_ratio=GOAL)
+    return msgspec.structs.replace(its, slo=slo, **({} if goal is None else {"attainment_ratio": goal}))
 
 
 def _asleep(url: str, model: str, known: _Known) -> Answer:
@@ -191,6 +197,7 @@ def _pools(known: _Known, bounds: Limits) -> tuple[Pool, ...]:
                 max_replicas=max(_first(bounds[1], then[name].max_replicas if name in then else 16), desired),
                 profile=members[0].record.profile,
                 start_s=then[name].start_s if name in then else members[0].record.profile.start_s,
+                accelerators=then[name].accelerators if name in then else 1,
                 can_switch=False,
             )
         )

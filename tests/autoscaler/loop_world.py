@@ -13,6 +13,7 @@ from penstock_autoscaler.figures import Figures
 from penstock_autoscaler.loop import LoopTimes, ScalingLoop
 from penstock_autoscaler.observation import Observation, Phase, Pool, Replica, Start, Target
 from penstock_autoscaler.ports import Brain, Fleet, ScaleFailed
+from penstock_autoscaler.settings import ScalerSettings
 from penstock_core.endpoint import Role
 from penstock_core.profile import PROFILES
 from penstock_core.profile_fit import PoolFit
@@ -74,7 +75,7 @@ class Obedient:
     State for tests: `broken`: it fails; `thinking` set: it computes until that is cleared; `bulky`: its memory is too large to be kept."""
 
     def __init__(self, wanted: Mapping[str, int] | None = None) -> None:
-        self.wanted = wanted
+        self.wanted, self.settings = wanted, ScalerSettings()
         self.seen: list[Observation] = []
         self.arrivals = 0
         self.broken = self.bulky = False

@@ -46,9 +46,18 @@ def test_a_larger_fleet_keeps_none() -> None:
     assert kept(6, 5.0) == Found(sizes={"both": 6}, attainment_ratio=0.97, met=True)
 
 
-def test_the_longer_a_start_takes_the_more_are_kept() -> None:
-    """All of the jump is missed until others have started."""
-    assert [kept(4, 4.0, start_s).sizes["both"] for start_s in (60.0, 100.0, 259.0, 260.0, 300.0, 460.0)] == [4, 5, 5, 6, 6, 7]
+@pytest.mark.parametrize("size", [4, 8])
+def test_the_longer_a_start_takes_the_more_are_kept(size: int) -> None:
+    """All of the jump is missed until others have started. In fleets of every size, as long as bounds allow."""
+    at_least = max(size, SETTINGS.jump_fleet)
+    found = [kept(size, float(size), start_s).sizes["both"] for start_s in (100.0, 259.0, 260.0, 300.0, 460.0)]
+    assert found == [at_least, at_least, at_least + 1, at_least + 1, at_least + 2]
+    assert kept(8, 8.0, 460.0, most=9).sizes == {"both": 9}
+
+
+def test_who_stands_the_whole_jump_keeps_no_more() -> None:
+    """However long a start takes."""
+    assert kept(2, 1.2, 900.0).sizes == {"both": 3}
 
 
 def test_what_is_large_enough_for_a_jump_stays_as_it_is() -> None:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 import msgspec
 from loop_world import Obedient, World
 from penstock_autoscaler.decision import Reason
-from penstock_autoscaler.observation import Start
+from penstock_autoscaler.knowledge import decode_saved
+from penstock_autoscaler.observation import Start, Target
+from penstock_autoscaler.settings import ScalerSettings
 from penstock_autoscaler.told import decode_told
 from penstock_cli.redis_server import RedisServer
 from penstock_core.profile import PROFILES
 from penstock_core.profile_fit import PoolFit
+from penstock_core.slo import Slo
 
 
 def test_a_decision_is_carried_out_shown_and_told(redis_url: str, unused_model: str) -> None:
@@ -26,6 +29,10 @@ def test_a_decision_is_carried_out_shown_and_told(redis_url: str, unused_model: 
             assert world.fleet.shown == world.fleet.carried_out == [told.decision]
             assert decode_told(await world.store.told()) == [told]
             assert (told.pools[0].desired, told.pools[0].ready, told.trouble) == (1, 1, "")
+            assert told.target == Target(slo=Slo())
+            kept = await world.store.memory()
+            assert kept is not None
+            assert decode_saved(kept).settings == ScalerSettings()
             assert world.metric("penstock_autoscaler_desired_replicas", pool="both", role="both") == 3
             assert world.metric("penstock_autoscaler_leader") == world.metric("penstock_autoscaler_valid") == 1
 

@@ -14,6 +14,7 @@ from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.knowledge import Saved
 from penstock_autoscaler.observation import Observation, Pool, Target
 from penstock_autoscaler.scaler import Scaler
+from penstock_autoscaler.settings import ScalerSettings
 from penstock_autoscaler.told import PoolThen, Told, encode_told
 from penstock_cli.main import app, main
 from penstock_cli.plan_live import NothingLive
@@ -159,7 +160,25 @@ def test_live_idle_time_does_not_thin_out_the_traffic_of_now(
     assert "120 requests in 300 s" in found["seen"]
 
 
-def test_live_it_says_what_the_running_autoscaler_says(redis_url: str, unused_model: str, make_record: Callable[..., WorkerRecord]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "target", "prompt_tokens", "decisions", "reason"),
+    [
+        (ScalerSettings(), Target(slo=DEFAULT_SLO, attainment_ratio=0.95), 500, 3, "waiting"),
+        (ScalerSettings(stable_s=600.0), Target(slo=DEFAULT_SLO, attainment_ratio=0.9), 500, 30, "waiting"),
+        (ScalerSettings(), Target(slo=DEFAULT_SLO, most_accelerators=6), 100_000, 3, "limited"),
+    ],
+    ids=["defaults", "its own settings and goal", "its budget"],
+)
+def test_live_it_says_what_the_running_autoscaler_says(
+    redis_url: str,
+    unused_model: str,
+    make_record: Callable[..., WorkerRecord],
+    settings: ScalerSettings,
+    target: Target,
+    prompt_tokens: int,
+    decisions: int,
+    reason: str,
+) -> None:
     """It goes on from that one's memory, also where nothing is new since its last decision: the same sentence, sizes and reason."""
     record = msgspec.structs.replace(make_record(1), profile=DEFAULT_PROFILE)
     pool = Pool(
@@ -170,8 +189,8 @@ def test_live_it_says_what_the_running_autoscaler_says(redis_url: str, unused_mo
         max_replicas=4,
         profile=DEFAULT_PROFILE,
         start_s=DEFAULT_PROFILE.start_s,
+        accelerators=2,
     )
-    target = Target(slo=DEFAULT_SLO, attainment_ratio=0.95)
 
     async def prepare() -> Decision:
         index, windows, store = (
@@ -180,24 +199,29 @@ def test_live_it_says_what_the_running_autoscaler_says(redis_url: str, unused_mo
             ScalingStore(redis_url, unused_model),
         )
         await index.register(record)
-        brain, now_s = Scaler(), await windows.clock() + 300.0  # ahead, so that it is not taken for long ago on a slow machine
-        for n in range(3):
-            window = _even(now_s - 15.0 * (3 - n), now_s - 15.0 * (2 - n), 0.0 if n < 1 else 0.8)
+        brain, now_s = Scaler(settings), await windows.clock() + 300.0  # ahead, so that it is not taken for long ago on a slow machine
+        for n in range(decisions):
+            until_s = now_s - 15.0 * (decisions - 1 - n)
+            many = 30 // decisions if n else 0  # fewer than 40 in all are not replayed
+            window = _window(until_s - 15.0, until_s, many, (prompt_tokens, 50), 0.1, 0.01)
             await windows.publish(Published("router", window))
-            decision = brain.step(Observation(now_s=window.until_s, target=target, pools=(pool,), replicas=(), traffic=window))
-        then = PoolThen(name=pool.name, role="both", desired=3, ready=3, starting=0, min_replicas=1, max_replicas=4, start_s=pool.start_s)
+            decision = brain.step(Observation(now_s=until_s, target=target, pools=(pool,), replicas=(), traffic=window))
+        size = {"desired": 3, "ready": 3, "starting": 0, "min_replicas": 1, "max_replicas": 4, "accelerators": 2}
+        then = PoolThen(name=pool.name, role="both", start_s=pool.start_s, **size)
+        told = Told(decision=decision, pools=(then,), first_s=now_s, target=target)
         await store.hold("a", 600.0)
-        saved = msgspec.msgpack.encode(Saved(now_s, brain.saved()))
-        await store.keep("a", saved, encode_told(Told(decision=decision, pools=(then,), first_s=now_s)), again=False)
+        saved = msgspec.msgpack.encode(Saved(now_s, brain.saved(), settings=settings))
+        await store.keep("a", saved, encode_told(told), again=False)
         for one in (index, windows, store):
             await one.aclose()
         return decision
 
     decided = asyncio.run(prepare())
-    assert decided.reason is Reason.WAITING
     found = msgspec.json.decode(planned("plan", "--redis", redis_url, "--model", unused_model, "--json"))
-    assert (found["decision"]["reason"], found["decision"]["message"]) == ("waiting", decided.message)
+    assert found["decision"]["reason"] == decided.reason.value == reason
+    assert found["decision"]["message"] == decided.message
     assert found["decision"]["desired"] == decided.desired
+    assert found["decision"]["facts"]["worth_ratio"] == pytest.approx(decided.facts["worth_ratio"], rel=0.1)  # its goal
     assert "gone on from its autoscaler's memory" in found["seen"]
 
 
