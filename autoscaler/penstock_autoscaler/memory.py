@@ -62,6 +62,8 @@ class Memory(msgspec.Struct, kw_only=True):
     """By pool: what the fluid bound is multiplied with."""
     fitted: list[str] = []
     """Pools whose profile was measured when the corrections were learned."""
+    jumped_s: float | None = None
+    """When the rate jumped last, or when traffic was seen first; None: no traffic yet."""
     fared: list[Fared] = []
     """Of the latest minute or so, oldest first."""
     counted: float = 0.0

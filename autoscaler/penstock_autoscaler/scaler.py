@@ -12,7 +12,7 @@ from penstock_autoscaler.decide import Resized, bounds_of, last_hold_s, late, re
 from penstock_autoscaler.decision import Decision, Reason
 from penstock_autoscaler.demand import LEAST_REQUESTS, Demand, backlog, mix
 from penstock_autoscaler.forecast import Forecast, forecast
-from penstock_autoscaler.jumps import insured
+from penstock_autoscaler.jumps import insured, jumped
 from penstock_autoscaler.memory import Fared, Memory, Wanted, decode, encode
 from penstock_autoscaler.observation import Observation, Phase, Target
 from penstock_autoscaler.ports import WhatIf
@@ -58,8 +58,10 @@ class Scaler:
             return _unchanged(seen, Reason.OVERRIDDEN, "; ".join(f"{name}: {who}" for name, who in seen.overridden.items()) + ".")
         found = trend(self.memory.counts)
         self.memory.trust({pool.name for pool in seen.pools if pool.fit is not None})
-        ahead_s = max((pool.start_s for pool in seen.pools), default=0.0) + self.settings.period_s
-        expected = forecast(found, self.memory.season, seen.now_s, ahead_s)
+        start_s = max((pool.start_s for pool in seen.pools), default=0.0)
+        expected = forecast(found, self.memory.season, seen.now_s, start_s + self.settings.period_s)
+        if self.memory.jumped_s is None or jumped(self.memory.counts, max(MEASURED_S, start_s)):
+            self.memory.jumped_s = seen.now_s
         busy = expected.now > 0.0 or seen.traffic.waiting > 0 or seen.traffic.arrivals > 0
         bounds = bounds_of(seen, busy or not self._idle(seen.now_s))
         asked = sample(self.memory.windows, self.settings.sample_requests, found.pieces)
@@ -76,14 +78,15 @@ class Scaler:
         demand = Demand(self.memory, self._what_if, seen.now_s, settings.replay_budget_s, settings.replay_fresh_s)
         found = demand.sizes(asked, rate, seen.pools, slo, bounds, goal)
         means = mix(asked, expected.expected)
-        needed = insured(found, means, seen.pools, slo, bounds, settings)
+        quiet_s = seen.now_s - (self.memory.jumped_s or seen.now_s)
+        needed = insured(found, means, seen.pools, slo, bounds, settings, quiet_s)
         stands = found
         if any(needed.sizes[name] < here[name] for name in here):
             near = found.sizes if found.attainment_ratio is not None else None
             stands = demand.sizes(asked, rate * (1.0 + settings.margin_ratio), seen.pools, slo, bounds, goal, near)
         if self._what_if is not None and stands.attainment_ratio is None and asked.requests >= LEAST_REQUESTS:
             stands = _unchecked(found, here)
-        kept = insured(stands, means, seen.pools, slo, bounds, settings)
+        kept = insured(stands, means, seen.pools, slo, bounds, settings, quiet_s)
         needed, kept = self._as_measured(seen, needed, kept, bounds)
         self._remember(
             seen, {name: min(here[name], size) if needed.sizes[name] <= here[name] else size for name, size in kept.sizes.items()}

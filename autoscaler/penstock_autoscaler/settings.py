@@ -34,6 +34,8 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """With at most so many replicas in all; where the jump takes more they stand a part of it, and a fleet that is larger keeps none."""
     jump_spare_s: float = 200.0
     """And one more in any fleet for each so many seconds that a start takes beyond `jump_start_s`: what a jump costs grows with them."""
+    jump_memory_s: float = 3_600.0
+    """For so long after the last jump that was seen, or after the first traffic of all, another one is insured against."""
     recover_s: float = 60.0
     """Requests that wait are to be served within so long, or within a start-up time where that is longer."""
     worth_factor: float = 3.0

@@ -2,9 +2,10 @@
 
 import pytest
 from penstock_autoscaler.demand import Mix
-from penstock_autoscaler.jumps import insured
+from penstock_autoscaler.jumps import insured, jumped
 from penstock_autoscaler.search import Bounds, Found
 from penstock_autoscaler.settings import ScalerSettings
+from penstock_autoscaler.trend import Count
 from penstock_core.endpoint import Role
 from penstock_core.slo import Slo
 
@@ -14,12 +15,12 @@ SETTINGS = ScalerSettings()
 SLO = Slo(3.0, 0.1)
 
 
-def kept(size: int, rate: float, start_s: float = 120.0, most: int = 12, budget: int | None = None) -> Found:
+def kept(size: int, rate: float, start_s: float = 120.0, most: int = 12, budget: int | None = None, quiet_s: float = 0.0) -> Found:
     """What is made of a size that the price asks for; a replica carries about 1.1 requests/s."""
     there = (pool(start_s=start_s, max_replicas=most),)
     bounds = Bounds(least={"both": 1}, most={"both": most}, accelerators={"both": 1}, budget=budget)
     means = Mix(rate=rate, prompt_tokens=4_000.0, hit_tokens=0.0, output_tokens=1_000.0)
-    return insured(Found(sizes={"both": size}, attainment_ratio=0.97, met=True), means, there, SLO, bounds, SETTINGS)
+    return insured(Found(sizes={"both": size}, attainment_ratio=0.97, met=True), means, there, SLO, bounds, SETTINGS, quiet_s)
 
 
 def test_where_a_start_takes_long_a_jump_is_stood_with_what_is_there() -> None:
@@ -82,7 +83,7 @@ def test_both_roles_are_insured_together(rate: float, prefill: int, decode: int)
     sizes = dict.fromkeys(roles, 1)
     bounds = Bounds(least=sizes, most=dict.fromkeys(roles, 12), accelerators=sizes)
     means = Mix(rate=rate, prompt_tokens=4_000.0, hit_tokens=0.0, output_tokens=1_000.0)
-    found = insured(Found(sizes=sizes, attainment_ratio=None, met=True), means, there, SLO, bounds, SETTINGS)
+    found = insured(Found(sizes=sizes, attainment_ratio=None, met=True), means, there, SLO, bounds, SETTINGS, 0.0)
     assert found.sizes == {"prefill": prefill, "decode": decode}
     assert found.spare == prefill + decode - 2
 
@@ -96,3 +97,34 @@ def test_a_quiet_hour_with_long_starts_says_what_is_kept_for_a_jump() -> None:
     assert "1 kept for a jump" in world.decisions[-1].message
     assert "jump" not in quick.decisions[-1].message
     assert len({one.desired["both"] for one in world.decisions[20:]}) == 1
+
+
+def test_after_an_hour_without_a_jump_nothing_is_kept_until_the_next_one() -> None:
+    """Traffic that has not jumped for long is taken at its word; one jump, and another one is expected."""
+    assert kept(2, 1.2, quiet_s=3_601.0).sizes == {"both": 2}
+    world = World(pool(start_s=120.0))
+    world.minutes(50, 1.2)
+    insured_size = world.size()
+    world.minutes(25, 1.2)
+    assert world.size() == insured_size - 1
+    assert "jump" not in world.decisions[-1].message
+    world.minutes(4, 3.6)
+    world.minutes(30, 1.2)
+    assert world.size() == insured_size
+
+
+@pytest.mark.parametrize(
+    ("before", "lately", "seen"),
+    [(60, 120, True), (60, 85, False), (6, 12, False), (0, 20, True), (600, 860, False), (600, 1_000, True)],
+)
+def test_a_jump_is_a_rise_that_noise_does_not_make(before: int, lately: int, seen: bool) -> None:
+    """By half at least, within the time that a start takes."""
+    counts = [Count(15.0 * (n + 1), 15.0, (before if n < 4 else lately) // 4) for n in range(16)]
+    assert jumped(counts, 120.0) is False
+    assert jumped(counts[:12], 120.0) is seen
+
+
+def test_what_came_before_is_no_jump_where_it_is_not_known() -> None:
+    """The first traffic of all."""
+    assert not jumped([], 120.0)
+    assert not jumped([Count(15.0 * (n + 1), 15.0, 100) for n in range(4)], 120.0)
