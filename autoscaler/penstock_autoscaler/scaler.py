@@ -50,18 +50,18 @@ class Scaler:
         """What to have now. Call it once a period, with all traffic since the last call."""
         if seen.traffic is None:
             return _unchanged(seen, Reason.NO_DATA, "No router has said what arrived: nothing is changed.", valid=False)
+        start_s = max((pool.start_s for pool in seen.pools), default=0.0)
         for interval in (*seen.earlier, seen.traffic):
             self._learn(interval, seen.target)
+            if self.memory.jumped_s is None or jumped(self.memory.counts, max(MEASURED_S, start_s)):
+                self.memory.jumped_s = interval.until_s
         if seen.paused:
             return _unchanged(seen, Reason.PAUSED, f"Paused: {seen.paused}.")
         if seen.pools and all(pool.name in seen.overridden for pool in seen.pools):
             return _unchanged(seen, Reason.OVERRIDDEN, "; ".join(f"{name}: {who}" for name, who in seen.overridden.items()) + ".")
         found = trend(self.memory.counts)
         self.memory.trust({pool.name for pool in seen.pools if pool.fit is not None})
-        start_s = max((pool.start_s for pool in seen.pools), default=0.0)
         expected = forecast(found, self.memory.season, seen.now_s, start_s + self.settings.period_s)
-        if self.memory.jumped_s is None or jumped(self.memory.counts, max(MEASURED_S, start_s)):
-            self.memory.jumped_s = seen.now_s
         busy = expected.now > 0.0 or seen.traffic.waiting > 0 or seen.traffic.arrivals > 0
         bounds = bounds_of(seen, busy or not self._idle(seen.now_s))
         asked = sample(self.memory.windows, self.settings.sample_requests, found.pieces)
@@ -78,7 +78,7 @@ class Scaler:
         demand = Demand(self.memory, self._what_if, seen.now_s, settings.replay_budget_s, settings.replay_fresh_s)
         found = demand.sizes(asked, rate, seen.pools, slo, bounds, goal)
         means = mix(asked, expected.expected)
-        quiet_s = seen.now_s - (self.memory.jumped_s or seen.now_s)
+        quiet_s = 0.0 if self.memory.jumped_s is None else seen.now_s - self.memory.jumped_s
         needed = insured(found, means, seen.pools, slo, bounds, settings, quiet_s)
         stands = found
         if any(needed.sizes[name] < here[name] for name in here):

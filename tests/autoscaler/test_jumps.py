@@ -1,8 +1,11 @@
 """What is kept ready for a jump of the rate, and where nothing is."""
 
 import pytest
+from loop_world import made
 from penstock_autoscaler.demand import Mix
 from penstock_autoscaler.jumps import insured, jumped
+from penstock_autoscaler.observation import Observation, Target
+from penstock_autoscaler.scaler import Scaler
 from penstock_autoscaler.search import Bounds, Found
 from penstock_autoscaler.settings import ScalerSettings
 from penstock_autoscaler.trend import Count
@@ -128,3 +131,15 @@ def test_what_came_before_is_no_jump_where_it_is_not_known() -> None:
     """The first traffic of all."""
     assert not jumped([], 120.0)
     assert not jumped([Count(15.0 * (n + 1), 15.0, 100) for n in range(4)], 120.0)
+
+
+def test_a_jump_that_nothing_was_decided_on_is_seen_too() -> None:
+    """It came while the store was away, and was over before it was back."""
+    scaler, there = Scaler(), (pool(start_s=120.0),)
+    arrivals = [15] * 12 + [60] * 4 + [15] * 12
+    windows = [made(15.0 * n, 15.0 * n + 15.0, many) for n, many in enumerate(arrivals)]
+    now_s = windows[-1].until_s
+    seen = Observation(now_s=now_s, target=Target(slo=SLO), pools=there, replicas=(), traffic=windows[-1], earlier=tuple(windows[:-1]))
+    scaler.step(seen)
+    assert scaler.memory.jumped_s is not None
+    assert windows[15].until_s <= scaler.memory.jumped_s <= windows[18].until_s < now_s
